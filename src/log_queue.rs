@@ -8,9 +8,9 @@
 //! ```
 //!
 //! - A line that finds the queue full is dropped and counted (`eka_log_lines_dropped_total`). No other line is accepted
-//! until the writer has taken those that wait, so the notice with the number of dropped lines is at the right place. - The writer
-//! has a separate descriptor. [`std::io::Stderr`] has a lock, which would be held while the pipe is full, and would block every
-//! thread that prints in any other way.
+//!   until the writer has taken those that wait, so the notice with the number of dropped lines is at the right place.
+//! - The writer has a separate descriptor. [`std::io::Stderr`] has a lock, which would be held while the pipe is full, and
+//!   would block every thread that prints in any other way.
 //! - A process that ends calls [`flush`], which waits for a limited time. Lines in a pipe that is not read are lost then.
 //!
 //! `tracing-appender` has a queue as well. It is bounded by lines and not by bytes, counts drops without a notice, and

@@ -7,7 +7,7 @@
 //! adapter ───────► adapter ───────┘              ──► weights ──► write_weights ──► model.onnx.data
 //! ```
 //!
-//! A GGUF file is read as such a checkpoint ([`gguf`]).
+//! A GGUF file is read as such a checkpoint (`gguf`).
 //!
 //! All errors are found before anything is written, except for weights that are not finite. Then the layout of the data file
 //! is fixed, and a pool of threads fills it a few megabytes at a time, so that a model far larger than memory can be
