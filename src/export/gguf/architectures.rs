@@ -186,6 +186,8 @@ impl Architecture {
             set("partial_rotary_factor", json!(rotated as f64 / head_dim as f64));
         }
         if let Some(scaling) = rope_scaling(metadata, factors)? {
+            // Phi-3's class has a default for it, which would count more than the field in the section.
+            set("original_max_position_embeddings", scaling["original_max_position_embeddings"].clone());
             set("rope_scaling", scaling);
         }
         if matches!(self.name, "gemma2" | "gemma3" | "phi3")
