@@ -315,7 +315,7 @@ impl Blueprint {
             .for_each(change);
     }
 
-    /// Sets the context to the first `positions` positions, of which there are no more than `longest_context`.
+    /// Sets the context to the first `positions` positions, of which there are at most `longest_context`.
     pub(super) fn set_context(&mut self, positions: usize) {
         self.context_length = positions;
         self.rotaries.iter_mut().for_each(|rotary| rotary.for_context(positions));

@@ -51,7 +51,7 @@ impl LoadedSources {
         }
     }
 
-    /// Sets the context to `positions`, of which there are no more than the model's longest context.
+    /// Sets the context to `positions`, of which there are at most the model's longest context.
     pub(super) fn set_context(&mut self, positions: usize) {
         let original = self.blueprint.context_length;
         if positions > original {

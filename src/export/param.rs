@@ -61,7 +61,7 @@ pub(super) enum Lines {
 pub(super) enum Run {
     /// They are stored here.
     Stored(Range<usize>),
-    /// So many zeros.
+    /// This number of zeros.
     Zeros(usize),
 }
 

@@ -91,7 +91,7 @@ impl TensorFile {
         Self { path: path.into(), file: PositionedFile::new(file), tensors }
     }
 
-    /// Forgets a tensor that is no weight.
+    /// Forgets a tensor that is not a weight.
     pub(super) fn remove(&mut self, tensor: &str) {
         self.tensors.remove(tensor);
     }

@@ -82,7 +82,7 @@ impl Kernel for QuantizedNode {
         let (input, output_shape) = activations(&input, [matrix.columns(), matrix.depth()])?;
         let mut output = context
             .output(0, output_shape.as_slice())?
-            .ok_or_else(|| ort::Error::new("there is no output"))?;
+            .ok_or_else(|| ort::Error::new("the output is missing"))?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let rows = input.len() / matrix.depth();
         // Content that a panic left half-written is overwritten.
@@ -166,7 +166,7 @@ impl Kernel for FloatNode {
         let (input, output_shape) = activations(&input, [columns, depth])?;
         let mut output = context
             .output(0, output_shape.as_slice())?
-            .ok_or_else(|| ort::Error::new("there is no output"))?;
+            .ok_or_else(|| ort::Error::new("the output is missing"))?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let product = FloatProduct { weights, input, depth, columns, output: Parts::of(output) };
         let (rows, kind) = (input.len() / depth, self.kind);
