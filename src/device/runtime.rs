@@ -68,7 +68,7 @@ pub struct Runtime {
 /// Why ONNX Runtime could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// There is no library that can be used.
+    /// No usable library was found.
     #[error(
         "no ONNX Runtime 1.{LIBRARY_MINOR} or newer; run scripts/onnxruntime, or set onnxruntime.dir to the directory \
          of the library. Tried:{}", attempts.iter().map(|a| format!("\n  {a}")).collect::<String>()

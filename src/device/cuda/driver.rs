@@ -68,7 +68,7 @@ impl Gpus {
     /// The name of the GPU with this number.
     ///
     /// # Errors
-    /// [`NoCuda::NoSuchDevice`] when there is no such GPU.
+    /// [`NoCuda::NoSuchDevice`] when this GPU does not exist.
     pub fn name(&self, ordinal: u16) -> Result<&str, NoCuda> {
         let count = self.names.len();
         self.names

@@ -78,7 +78,7 @@ struct QuantizedNode {
 impl Kernel for QuantizedNode {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let (matrix, kind) = (&*self.matrix, self.kind);
-        let input = context.input(0)?.ok_or_else(|| ort::Error::new("there is no input"))?;
+        let input = context.input(0)?.ok_or_else(|| ort::Error::new("the input is missing"))?;
         let (input, output_shape) = activations(&input, [matrix.columns(), matrix.depth()])?;
         let mut output = context
             .output(0, output_shape.as_slice())?

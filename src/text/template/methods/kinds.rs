@@ -18,7 +18,7 @@ pub(super) const METHODS: &[&str] = &[
     "isupper",
 ];
 
-/// The result; `None` if there is no method of that name.
+/// The result; `None` if no method has that name.
 pub(super) fn ask(text: &str, method: &str) -> Option<bool> {
     let all = |test: fn(char) -> bool| !text.is_empty() && text.chars().all(test);
     Some(match method {
