@@ -35,14 +35,15 @@ require_rust() {
 rust_needed() { awk -F '"' '/^rust-version/ { print $2; exit }' "$root/Cargo.toml"; }
 
 # Builds eka in a profile and sets `eka` to the program; EKA names one that is built already.
-#   build_eka debug|release
+#   build_eka debug|release [CARGO-OPTION ...]
 build_eka() {
-  local options=()
-  [[ $1 == debug ]] || options=(--release)
+  local profile=$1
+  shift
+  [[ $profile == debug ]] || set -- --release "$@"
   eka=${EKA:-}
   if [[ -z $eka ]]; then
-    (cd "$root" && cargo build --quiet "${options[@]}")
-    eka=${CARGO_TARGET_DIR:-$root/target}/$1/eka
+    (cd "$root" && cargo build --quiet "$@")
+    eka=${CARGO_TARGET_DIR:-$root/target}/$profile/eka
   fi
   [[ -x $eka ]] || die "$eka is not a program: build eka, or name a built one in EKA"
 }
