@@ -6,7 +6,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::{TextError, growth};
+use super::{TextError, charsmap, growth};
 use crate::{
     files,
     manifest::layout::{
@@ -24,11 +24,17 @@ pub(super) fn read_tokenizer(model_dir: &Path) -> Result<Tokenizer, TextError> {
 pub(super) fn read_tokenizer_file(path: &Path) -> Result<Tokenizer, TextError> {
     let json =
         files::read(path, MAX_TOKENIZER).map_err(|source| TextError::Read { path: path.into(), source })?;
+    parse_tokenizer(path, &json)
+}
+
+/// [`read_tokenizer`] for the content of a file that lies at `path`.
+pub(super) fn parse_tokenizer(path: &Path, json: &[u8]) -> Result<Tokenizer, TextError> {
     let parse =
         |source: tokenizers::Error| TextError::Tokenizer { path: path.into(), message: source.to_string() };
+    let too_long = |message| TextError::Tokenizer { path: path.into(), message };
+    charsmap::check(json).map_err(too_long)?;
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(parse)?;
     tokenizer.with_padding(None).with_truncation(None).map_err(parse)?;
-    let too_long = |message| TextError::Tokenizer { path: path.into(), message };
     let as_json = |json: serde_json::Result<Value>| json.map_err(|source| too_long(source.to_string()));
     growth::check(&as_json(serde_json::to_value(tokenizer.get_normalizer()))?).map_err(too_long)?;
     growth::check(&as_json(serde_json::to_value(tokenizer.get_decoder()))?).map_err(too_long)?;

@@ -4,6 +4,7 @@
 //! parent has the ids so far and their text. The [detokenizer](Text::detokenizer) guarantees that only whole UTF-8
 //! characters leave, for any ids. A worker only uses [`Vocabulary`], which it reads for its first answer with a constraint.
 
+mod charsmap;
 mod conversation;
 mod detokenizer;
 mod error;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{
     export_sources::{Sources, finish},
     files::names,
-    program::text,
+    program::{root, text},
     tensors::{Tensors, edit, poison, rename, write_raw},
 };
 
@@ -265,15 +265,19 @@ const SHARDS: &[Damage] = &[
 ];
 
 const FORMATS: &[Damage] = &[
-    ("only a pickle", |dir| only(dir, "pytorch_model.bin"), &["pytorch_model.bin", "save_pretrained"]),
+    (
+        "a safetensors file as pytorch_model.bin",
+        |dir| only(dir, "pytorch_model.bin"),
+        &["pytorch_model.bin", "PyTorch file"],
+    ),
     ("only a GGUF file", |dir| only(dir, "llama.Q4_K_M.gguf"), &["llama.Q4_K_M.gguf", "safetensors"]),
     ("no weights", |dir| fs::remove_file(dir.join(MODEL)).unwrap(), &["neither model.safetensors nor"]),
     (
-        "only a SentencePiece tokenizer",
+        "a tokenizer.json as tokenizer.model",
         |dir| {
             fs::rename(dir.join("base/tokenizer.json"), dir.join("base/tokenizer.model")).unwrap();
         },
-        &["only tokenizer.model", "save_pretrained"],
+        &["tokenizer.model", "not a valid tokenizer"],
     ),
     (
         "GPTQ in three bits",
@@ -299,9 +303,13 @@ const FORMATS: &[Damage] = &[
         &["q_proj.qweight", "quantization_config", "--quantize"],
     ),
     (
-        "only a pickle of an adapter",
-        |dir| fs::rename(dir.join(ADAPTER), dir.join("adapter/adapter_model.bin")).unwrap(),
-        &["adapter_model.bin", "save_pretrained"],
+        "an adapter as a pickle of PyTorch before 1.6",
+        |dir| {
+            fs::remove_file(dir.join(ADAPTER)).unwrap();
+            fs::copy(root().join("tests/fixtures/torch/legacy.bin"), dir.join("adapter/adapter_model.bin"))
+                .unwrap();
+        },
+        &["adapter_model.bin", "before version 1.6", "torch.save"],
     ),
 ];
 
