@@ -34,13 +34,27 @@ require_rust() {
 
 rust_needed() { awk -F '"' '/^rust-version/ { print $2; exit }' "$root/Cargo.toml"; }
 
-# Starts the debug build as a server and waits until it is ready; sets `server` (its process) and `address` (host:port).
+# Builds eka in a profile and sets `eka` to the program; EKA names one that is built already.
+#   build_eka debug|release [CARGO-OPTION ...]
+build_eka() {
+  local profile=$1
+  shift
+  [[ $profile == debug ]] || set -- --release "$@"
+  eka=${EKA:-}
+  if [[ -z $eka ]]; then
+    (cd "$root" && cargo build --quiet "$@")
+    eka=${CARGO_TARGET_DIR:-$root/target}/$profile/eka
+  fi
+  [[ -x $eka ]] || die "$eka is not a program: build eka, or name a built one in EKA"
+}
+
+# Starts `eka`, which build_eka has set, as a server and waits until it is ready; sets `server` (its process) and `address` (host:port).
 #   start_server LOG ARGUMENT ...
 start_server() {
   local log=$1
   shift
   local ready_file=$log.ready.json
-  "${CARGO_TARGET_DIR:-$root/target}/debug/eka" serve --port 0 --ready-file "$ready_file" "$@" 2>"$log" &
+  "$eka" serve --port 0 --ready-file "$ready_file" "$@" 2>"$log" &
   server=$!
   for _ in {1..600}; do
     if grep -qs '"ready":true' "$ready_file"; then

@@ -5,7 +5,7 @@
 pub(crate) enum FieldError {
     #[error("{param} is required")]
     Missing { param: String },
-    #[error("the prompt is empty; send at least one token")]
+    #[error("{param} is empty; send at least one token")]
     EmptyPrompt { param: String },
     #[error("{param} has the wrong type: {message}")]
     Type { param: String, message: String },

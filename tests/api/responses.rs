@@ -109,6 +109,17 @@ async fn a_response_that_was_cut_has_status_incomplete() {
 }
 
 #[tokio::test]
+async fn a_response_repeats_an_unlimited_length_as_null() {
+    let server = Server::start(ServerOptions::default());
+    for unlimited in [json!(-1), json!(null)] {
+        let whole = ok(&server, &json!({ "input": "Please", "max_output_tokens": unlimited })).await;
+        assert_eq!(whole["max_output_tokens"], json!(null), "{unlimited}");
+    }
+    let whole = ok(&server, &json!({ "input": "Please", "max_output_tokens": 3 })).await;
+    assert_eq!(whole["max_output_tokens"], 3);
+}
+
+#[tokio::test]
 async fn tool_calls_are_output_items_and_their_results_are_input_items() {
     let answer =
         "Wait.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Pune\"}}\n</tool_call>";

@@ -38,7 +38,10 @@ impl EchoedFields {
         let sent = |name: &str, default: Value| fields.get(name).cloned().unwrap_or(default);
         Self {
             instructions: sent("instructions", Value::Null),
-            max_output_tokens: sent("max_output_tokens", Value::Null),
+            // -1 is other servers' value for a missing limit; OpenAI's is null.
+            max_output_tokens: Some(sent("max_output_tokens", Value::Null))
+                .filter(|tokens| tokens.as_f64() != Some(-1.0))
+                .into(),
             metadata: sent("metadata", json!({})),
             parallel_tool_calls: sent("parallel_tool_calls", true.into()),
             temperature: sent("temperature", 1.0.into()),

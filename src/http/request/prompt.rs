@@ -53,21 +53,27 @@ pub(crate) fn prompt() -> impl FieldType<Value = Prompt> {
 
 fn read_prompt(value: Value, at: &Location) -> Result<Prompt, FieldError> {
     match value {
+        Value::Array(mut items) if matches!(items.first(), Some(Value::String(_) | Value::Array(_))) => {
+            if items.len() > 1 {
+                let prompts = items.len();
+                return Err(at.invalid(format!(
+                    "{prompts} prompts in one request; only one is supported, send them one by one"
+                )));
+            }
+            read_one(items.remove(0), &at.item(0))
+        }
+        one => read_one(one, at),
+    }
+}
+
+fn read_one(value: Value, at: &Location) -> Result<Prompt, FieldError> {
+    let empty = || FieldError::EmptyPrompt { param: at.path().to_owned() };
+    match value {
         // Some tokenizers add a beginning-of-text token even to empty text.
-        Value::String(text) if text.is_empty() => {
-            Err(FieldError::EmptyPrompt { param: at.path().to_owned() })
-        }
+        Value::String(text) if text.is_empty() => Err(empty()),
         Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(items) if items.is_empty() => {
-            Err(FieldError::EmptyPrompt { param: at.path().to_owned() })
-        }
-        Value::Array(mut items) => match (items.first(), items.len()) {
-            (Some(Value::String(_) | Value::Array(_)), 1) => read_prompt(items.remove(0), at),
-            (Some(Value::String(_) | Value::Array(_)), prompts) => Err(at.invalid(format!(
-                "{prompts} prompts in one request; only one is supported, send them one by one"
-            ))),
-            _ => token_ids().read(Value::Array(items), at).map(Prompt::Ids),
-        },
+        Value::Array(items) if items.is_empty() => Err(empty()),
+        ids @ Value::Array(_) => token_ids().read(ids, at).map(Prompt::Ids),
         other => Err(at.wrong_type("a string or an array of token ids", &other)),
     }
 }
