@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{
     export_sources::{Sources, finish},
     files::names,
-    program::{root, text},
+    program::text,
     tensors::{Tensors, edit, poison, rename, write_raw},
 };
 
@@ -265,11 +265,7 @@ const SHARDS: &[Damage] = &[
 ];
 
 const FORMATS: &[Damage] = &[
-    (
-        "a safetensors file as pytorch_model.bin",
-        |dir| only(dir, "pytorch_model.bin"),
-        &["pytorch_model.bin", "PyTorch file"],
-    ),
+    ("a wrong name", |dir| only(dir, "pytorch_model.bin"), &["pytorch_model.bin", "PyTorch file"]),
     ("only a GGUF file", |dir| only(dir, "llama.Q4_K_M.gguf"), &["llama.Q4_K_M.gguf", "safetensors"]),
     ("no weights", |dir| fs::remove_file(dir.join(MODEL)).unwrap(), &["neither model.safetensors nor"]),
     (
@@ -301,15 +297,6 @@ const FORMATS: &[Damage] = &[
         "packed weights that config.json does not mention",
         |dir| rename(&dir.join(MODEL), QUERY, "model.layers.0.self_attn.q_proj.qweight"),
         &["q_proj.qweight", "quantization_config", "--quantize"],
-    ),
-    (
-        "an adapter as a pickle of PyTorch before 1.6",
-        |dir| {
-            fs::remove_file(dir.join(ADAPTER)).unwrap();
-            fs::copy(root().join("tests/fixtures/torch/legacy.bin"), dir.join("adapter/adapter_model.bin"))
-                .unwrap();
-        },
-        &["adapter_model.bin", "before version 1.6", "torch.save"],
     ),
 ];
 
