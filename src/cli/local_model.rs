@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    job::{EndReason, Event, Failure, Finish, Job, JobId, Readiness, Step, Timings, Usage},
+    job::{EndReason, Event, Failure, Finish, GroupedJob, Job, JobId, Readiness, Step, Timings, Usage},
     metrics::Metrics,
     supervise::WorkerPool,
     text::Text,
@@ -125,13 +125,14 @@ impl LocalModel {
         let seed = job.sampling.seed;
         let mut decoder = AnswerDecoder { out, text: String::new(), stopped: false };
         let (sender, mut events) = mpsc::unbounded_channel();
-        let (finish, written) = tokio::join!(self.workers.run(0, job, sender, cancel.clone()), async {
+        let jobs = vec![GroupedJob { job, cancel: cancel.clone() }];
+        let (ran, written) = tokio::join!(self.workers.run(0, jobs, sender), async {
             let written = decoder.run(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
             // Without a reader, generation stops.
             written.inspect_err(|_| cancel.cancel())
         });
-        written.context("cannot write the answer")?;
-        let Finish { reason, usage, timings, .. } = match finish {
+        let finish = written.context("cannot write the answer")?;
+        let Finish { reason, usage, timings, .. } = match ran.and_then(|()| finish) {
             Err(Failure::NoWorker { message, .. }) => return self.unloadable(&message),
             finish => finish?,
         };
@@ -169,11 +170,23 @@ impl<W: FnMut(&str) -> io::Result<()>> AnswerDecoder<W> {
     async fn run(
         &mut self,
         mut decoder: crate::text::Detokenizer,
-        events: &mut mpsc::UnboundedReceiver<Event>,
+        events: &mut mpsc::UnboundedReceiver<(JobId, Event)>,
         cancel: &CancellationToken,
-    ) -> io::Result<()> {
-        while let Some(event) = events.recv().await {
-            let Event::Step(Step::Token(id)) = event else { continue };
+    ) -> io::Result<Result<Finish, Failure>> {
+        let mut finish = Err(Failure::ShuttingDown);
+        while let Some((_, event)) = events.recv().await {
+            let id = match event {
+                Event::Step(Step::Token(id)) => id,
+                Event::Done(last) => {
+                    finish = Ok(last);
+                    continue;
+                }
+                Event::Failed(failure) => {
+                    finish = Err(failure);
+                    continue;
+                }
+                _ => continue,
+            };
             let chunk = decoder.push(id);
             self.write(&chunk.text)?;
             if chunk.stopped {
@@ -181,9 +194,11 @@ impl<W: FnMut(&str) -> io::Result<()>> AnswerDecoder<W> {
                 cancel.cancel();
             }
         }
-        self.write(&decoder.finish())
+        self.write(&decoder.finish())?;
+        Ok(finish)
     }
 
+    /// Writes text to the output.
     fn write(&mut self, text: &str) -> io::Result<()> {
         self.text += text;
         if text.is_empty() { Ok(()) } else { (self.out)(text) }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct LogprobOptions {
     /// Number of most probable alternatives at each position.
     pub top: usize,
-    /// Also report the prompt's tokens except the first. The prompt is then read one token at a time.
+    /// Also report the prompt's tokens except the first.
     pub prompt: bool,
 }
 
