@@ -165,6 +165,9 @@ settings! {
         draft_model: Option<PathBuf>, unset "drafts come from the prompt and answer",
             expect "a directory, or the name of one in models.dir: a model with the same tokenizer",
             flag "draft-model" "DIR";
+        /// Maximum number of sequences that are computed together: the choices (`n`) and prompts of one request. Those of a
+        /// request that has more follow each other. Every sequence needs memory for its part of the key-value cache
+        max_sequences: NonZeroUsize = 8, in 1..=128;
         /// On a GPU, and with graphs that eka's own operators do not compute, give the same request the same bits as well,
         /// without drafts and the prefix cache. Elsewhere it has the same bits in any case
         exact: bool = false;

@@ -99,6 +99,7 @@ fn without_anything_set_the_defaults_serve_the_demo() {
         (engine.prefix_cache_bytes, engine.draft_tokens, engine.draft_model),
         (Bytes::mib(256), 15, None)
     );
+    assert_eq!(engine.max_sequences.get(), 8);
     assert_eq!(engine.prefix_cache_dir, model.cache_dir.join("prompts"));
     assert_eq!(
         (models.dir, models.memory_bytes, models.keep_alive_ms, queue.max_switches),

@@ -57,6 +57,8 @@ pub struct Settings {
     pub context_length: Option<Tokens>,
     /// Token limit of requests that send none; lowered to what fits the context.
     pub default_max_new: Tokens,
+    /// Maximum number of sequences of a request that are computed together.
+    pub max_sequences: NonZeroUsize,
     /// Whether prompts are logged.
     pub log_prompts: bool,
     /// How unknown request fields are handled.
@@ -78,6 +80,7 @@ impl From<&Config> for Settings {
             deadlines: Deadlines { queue: queue.timeout_ms.into(), total: queue.total_timeout_ms.into() },
             context_length: engine.context_length,
             default_max_new: engine.default_max_new_tokens,
+            max_sequences: engine.max_sequences,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
             prefix_cache_shared: engine.prefix_cache_shared,

@@ -153,8 +153,8 @@ async fn invalid_prompts_and_messages_are_refused() {
     let server = Server::start(ServerOptions::default());
     for (prompt, code, param) in [
         (json!({}), "invalid_type", "prompt"),
-        (json!(["a", "b"]), "invalid_value", "prompt"),
-        (json!([[1], [2]]), "invalid_value", "prompt"),
+        (json!(["a", ["b"]]), "invalid_type", "prompt[1][0]"),
+        (json!([[1], "a", 7]), "invalid_type", "prompt[2]"),
         (json!([1, "a"]), "invalid_type", "prompt[1]"),
         (json!([["a"]]), "invalid_type", "prompt[0][0]"),
         (json!([[[1]]]), "invalid_type", "prompt[0][0]"),

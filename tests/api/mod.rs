@@ -9,6 +9,7 @@ mod overload;
 mod priorities;
 mod responses;
 mod routes;
+mod several_answers;
 mod structured_output;
 mod tokenize;
 mod tools;

@@ -125,6 +125,7 @@ impl Server {
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(120) },
             context_length: None,
             default_max_new: Tokens(64),
+            max_sequences: NonZeroUsize::new(8).unwrap(),
             log_prompts: false,
             unknown_fields: wish.unknown_fields,
             prefix_cache_shared: false,

@@ -36,6 +36,8 @@ pub(crate) struct AnswerOptions {
     /// Whether nothing follows the prompt.
     pub(crate) prompt_only: bool,
     pub(crate) prompt_tokens: usize,
+    /// Whether the prompt is counted with this choice: with one of those that have it.
+    pub(crate) counts_prompt: bool,
     /// When the request had been read, before its prompt was encoded.
     pub(crate) arrived: Instant,
 }
@@ -63,7 +65,8 @@ pub(crate) struct CompletionStream {
 impl Drop for CompletionStream {
     fn drop(&mut self) {
         if let Some(record) = self.record.as_ref().filter(|_| self.completion_tokens > 0) {
-            record.add_tokens(self.options.prompt_tokens, self.completion_tokens);
+            let prompt_tokens = if self.options.counts_prompt { self.options.prompt_tokens } else { 0 };
+            record.add_tokens(prompt_tokens, self.completion_tokens);
         }
     }
 }
@@ -131,10 +134,16 @@ pub(crate) struct FinishedChoice {
     pub(crate) calls: Vec<Call>,
     /// All tokens, if log-probabilities were requested.
     pub(crate) scored: Vec<ScoredToken>,
+    /// How many of them are the prompt's.
+    pub(crate) scored_prompt: usize,
     /// The last delta: text held back because it could have become a stop string or a tool call, and unsent log-probabilities.
     pub(crate) rest: Delta,
     pub(crate) reason: FinishReason,
     pub(crate) usage: job::Usage,
+    /// See [`AnswerOptions::counts_prompt`].
+    pub(crate) counts_prompt: bool,
+    /// Whether it is counted but not sent, because others are better.
+    pub(crate) is_left_out: bool,
     pub(crate) queue_wait: Duration,
     pub(crate) total: Duration,
     /// Tokens that the slot generated; a few more than in `usage` if a stop string ended the answer.
@@ -150,6 +159,15 @@ impl FinishedChoice {
         let calls: usize = self.calls.iter().map(|call| call.arguments.len()).sum();
         let scores: usize = self.scored.iter().map(ScoredToken::alternatives).sum();
         self.text.len() + calls + (self.scored.len() + scores) * SCORE
+    }
+
+    /// Mean log-probability of the answer's tokens; negative infinity without any.
+    #[expect(clippy::cast_precision_loss, reason = "token counts")]
+    pub(crate) fn mean_logprob(&self) -> f64 {
+        // An echoed prompt has scores too.
+        let answer = self.scored.len().saturating_sub(self.scored_prompt);
+        let scores = self.scored.iter().skip(self.scored_prompt).filter_map(ScoredToken::logprob);
+        if answer == 0 { f64::NEG_INFINITY } else { scores.sum::<f64>() / answer as f64 }
     }
 
     /// Whether text or the last call was cut off. With calls, `stop` means that a stop string or end token cut the last call:
@@ -326,12 +344,15 @@ impl CompletionStream {
             reason,
             calls,
             scored: std::mem::take(&mut self.scores.all),
+            scored_prompt: if self.options.first_scored.is_some() { self.options.prompt_tokens } else { 0 },
             rest,
             usage: job::Usage {
                 prompt_tokens: self.options.prompt_tokens,
                 completion_tokens: self.completion_tokens,
                 cached_tokens: finish.usage.cached_tokens,
             },
+            counts_prompt: self.options.counts_prompt,
+            is_left_out: false,
             queue_wait: self.queue_wait,
             total: self.options.arrived.elapsed(),
             generated: finish.usage.completion_tokens,

@@ -66,7 +66,8 @@ impl ApiFormat for Completions {
     }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
-        let written = choices.iter().enumerate().map(|one| self.choice(one)).collect();
+        let sent = choices.iter().filter(|choice| !choice.is_left_out);
+        let written = sent.enumerate().map(|one| self.choice(one)).collect();
         to_json(&self.document(written, CompletionTail::of(choices)))
     }
 

@@ -1,7 +1,6 @@
 //! The handler of all generating routes, for complete and for streamed answers.
 
 use std::{
-    collections::VecDeque,
     convert::Infallible,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -11,7 +10,7 @@ use actix_web::{
     http::header::{CACHE_CONTROL, CONTENT_TYPE, ContentType},
     web::Bytes,
 };
-use futures_util::{Stream, stream};
+use futures_util::{Stream, future::select_all, stream};
 use tokio::time::timeout;
 
 use super::{
@@ -25,9 +24,10 @@ use crate::{
         formats::{ApiFormat, CompletionStream, FinishedChoice, ResponseMeta, SseEvents, Update},
         middleware::RequestRecord,
         offload::Cost,
-        request::{ApiRequest, Delivery, GenerateParams, GenerateRequest, RequestContext, Taken},
+        request::{ApiRequest, BestOf, Delivery, GenerateParams, GenerateRequest, RequestContext, Taken},
         state::AppState,
     },
+    job::Failure,
     text::Text,
 };
 
@@ -45,14 +45,14 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
     let take = move |request: F::Request, text: &Text| resolve(request, text, deadlines, log_as);
     let Taken { text, value: mut params, share, ignored } = from.take(take).await?;
     let job = state.executor.new_id();
-    let delivery = params.delivery;
+    let (delivery, choices, best_of) = (params.delivery, params.choices, params.best_of);
     let format = F::new(ResponseMeta {
         id: F::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
         seed: params.sampling.seed,
         fingerprint: text.card().fingerprint.clone(),
-        logprobs: params.scores.is_some(),
+        logprobs: params.scores.is_some() && best_of.is_none_or(|best_of| !best_of.hides_scores),
         include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
         echoed: std::mem::take(&mut params.echoed),
     });
@@ -65,10 +65,16 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
     drop(share);
     streams.iter_mut().for_each(|stream| stream.record.clone_from(&record));
     let response = match delivery {
-        Delivery::Whole => whole(&state, streams, format).await?,
+        Delivery::Whole => {
+            let mut finished = finished(streams).await?;
+            if let Some(BestOf { sent, .. }) = best_of {
+                finished.chunks_mut(choices).for_each(|choices| leave_out(choices, sent));
+            }
+            whole(&state, finished, format).await?
+        }
         Delivery::Streamed { .. } => {
             let record = RequestRecord::take(&request);
-            let events = EventStream { streams, format, record, finished: Vec::new(), is_opened: false };
+            let events = EventStream::new(streams, format, record);
             streamed(events, state.settings.heartbeat)
         }
     };
@@ -109,33 +115,49 @@ fn trace_request(record: &RequestRecord, params: &GenerateParams, operation: &'s
     });
 }
 
+/// The choices of all streams, which are generated meanwhile.
+async fn finished(streams: Vec<CompletionStream>) -> Result<Vec<FinishedChoice>, Failure> {
+    let mut choices = Vec::with_capacity(streams.len());
+    for mut stream in streams {
+        choices.push(loop {
+            if let Update::Finished(choice) = stream.next().await? {
+                break *choice;
+            }
+        });
+    }
+    Ok(choices)
+}
+
+/// Sorts the choices of a prompt by their mean log-probability, and leaves out all but the best `sent`.
+fn leave_out(choices: &mut [FinishedChoice], sent: usize) {
+    choices.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+    choices.iter_mut().skip(sent).for_each(|choice| choice.is_left_out = true);
+}
+
 async fn whole<F: ApiFormat>(
     state: &AppState,
-    mut streams: VecDeque<CompletionStream>,
+    choices: Vec<FinishedChoice>,
     format: F,
 ) -> Result<HttpResponse, ApiError> {
-    let mut choices = Vec::with_capacity(streams.len());
-    while let Some(stream) = streams.front_mut() {
-        if let Update::Finished(choice) = stream.next().await? {
-            choices.push(*choice);
-            streams.pop_front();
-        }
-    }
     let bytes = choices.iter().map(FinishedChoice::json_bytes).sum();
     let json =
         state.offload.run(Cost::of_json(bytes), move || Ok::<_, ApiError>(format.whole(&choices))).await?;
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(json))
 }
 
-/// An answer that is streamed, event by event.
+/// An answer that is streamed, event by event. Its choices are generated together, and their events follow as they come.
 struct EventStream<F> {
-    /// The choices that are not complete; the first is being streamed.
-    streams: VecDeque<CompletionStream>,
+    choices: Vec<StreamedChoice>,
     format: F,
     record: Option<RequestRecord>,
-    finished: Vec<FinishedChoice>,
-    /// Whether the opening of the current choice was sent.
+}
+
+/// A choice of a stream.
+struct StreamedChoice {
+    /// `None` after the end of the choice.
+    stream: Option<CompletionStream>,
     is_opened: bool,
+    finished: Option<FinishedChoice>,
 }
 
 /// The status is sent at once, so that heartbeats can follow while the job is queued. A later failure is sent as an event,
@@ -154,53 +176,83 @@ fn event_bytes<F: ApiFormat>(
     heartbeat: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
     stream::unfold(events, move |mut events| async move {
-        let stream = events.streams.front_mut()?;
-        let bytes = match timeout(heartbeat, stream.next()).await {
-            Err(_) if stream.is_loading() => Bytes::from_static(LOADING),
+        if events.is_over() {
+            return None;
+        }
+        let bytes = match timeout(heartbeat, events.next()).await {
+            Err(_) if events.is_loading() => Bytes::from_static(LOADING),
             Err(_) => Bytes::from_static(HEARTBEAT),
-            Ok(Ok(Update::Loading)) => Bytes::from_static(LOADING),
-            Ok(Ok(update)) => events.write(update).into(),
-            Ok(Err(failure)) => events.fail(&failure.into()).into(),
+            Ok((_, Ok(Update::Loading))) => Bytes::from_static(LOADING),
+            Ok((choice, Ok(update))) => events.write(choice, update).into(),
+            Ok((_, Err(failure))) => events.fail(&failure.into()).into(),
         };
         Some((Ok(bytes), events))
     })
 }
 
 impl<F: ApiFormat> EventStream<F> {
-    fn write(&mut self, update: Update) -> SseEvents {
+    fn new(streams: Vec<CompletionStream>, format: F, record: Option<RequestRecord>) -> Self {
+        let choice = |stream| StreamedChoice { stream: Some(stream), is_opened: false, finished: None };
+        Self { choices: streams.into_iter().map(choice).collect(), format, record }
+    }
+
+    fn is_over(&self) -> bool {
+        self.choices.iter().all(|choice| choice.stream.is_none())
+    }
+
+    fn is_loading(&self) -> bool {
+        self.choices.iter().filter_map(|choice| choice.stream.as_ref()).any(CompletionStream::is_loading)
+    }
+
+    /// The next update of any choice, with its index. Cancel safe.
+    async fn next(&mut self) -> (usize, Result<Update, Failure>) {
+        let streams = self.choices.iter_mut().enumerate();
+        let mut streams: Vec<_> =
+            streams.filter_map(|(index, choice)| Some((index, choice.stream.as_mut()?))).collect();
+        if let [(index, only)] = &mut streams[..] {
+            return (*index, only.next().await);
+        }
+        let next =
+            streams.into_iter().map(|(index, stream)| Box::pin(async move { (index, stream.next().await) }));
+        select_all(next).await.0
+    }
+
+    fn write(&mut self, choice: usize, update: Update) -> SseEvents {
         let mut events = SseEvents::default();
         match update {
             Update::Loading => {}
-            Update::Progress(progress) => self.format.progress(progress, &mut events),
+            // The choices of a prompt are read together.
+            Update::Progress(progress) if choice == 0 => self.format.progress(progress, &mut events),
+            Update::Progress(_) => {}
             Update::Delta(delta) => {
-                self.open(&mut events);
-                self.format.delta(self.finished.len(), &delta, &mut events);
+                self.open(choice, &mut events);
+                self.format.delta(choice, &delta, &mut events);
             }
-            Update::Finished(choice) => self.finish(*choice, &mut events),
+            Update::Finished(finished) => self.finish(choice, *finished, &mut events),
         }
         events
     }
 
     /// Writes the opening of a choice with its first text, so that the first event marks the time to first token.
-    fn open(&mut self, events: &mut SseEvents) {
-        if !std::mem::replace(&mut self.is_opened, true) {
-            self.format.opening(self.finished.len(), events);
+    fn open(&mut self, choice: usize, events: &mut SseEvents) {
+        if !std::mem::replace(&mut self.choices[choice].is_opened, true) {
+            self.format.opening(choice, events);
         }
     }
 
     /// Writes the end of a choice and, after the last one, of the answer.
-    fn finish(&mut self, choice: FinishedChoice, events: &mut SseEvents) {
-        let index = self.finished.len();
-        self.open(events);
-        if !choice.rest.is_empty() {
-            self.format.delta(index, &choice.rest, events);
+    fn finish(&mut self, choice: usize, finished: FinishedChoice, events: &mut SseEvents) {
+        self.open(choice, events);
+        if !finished.rest.is_empty() {
+            self.format.delta(choice, &finished.rest, events);
         }
-        self.format.closing(index, &choice, events);
-        self.finished.push(choice);
-        self.streams.pop_front();
-        self.is_opened = false;
-        if self.streams.is_empty() {
-            self.format.end(&self.finished, events);
+        self.format.closing(choice, &finished, events);
+        self.choices[choice].finished = Some(finished);
+        self.choices[choice].stream = None;
+        if self.is_over() {
+            let finished: Vec<_> =
+                self.choices.iter_mut().filter_map(|choice| choice.finished.take()).collect();
+            self.format.end(&finished, events);
             self.record.iter().for_each(RequestRecord::settle);
         }
     }
@@ -208,7 +260,7 @@ impl<F: ApiFormat> EventStream<F> {
     fn fail(&mut self, error: &ApiError) -> SseEvents {
         let mut events = SseEvents::default();
         self.format.failure(&error.body(), &mut events);
-        self.streams.clear();
+        self.choices.clear();
         self.record.iter().for_each(|record| record.settle_failed(error));
         events
     }

@@ -163,7 +163,7 @@ async fn save(request: &ApiRequest, store: PromptStore, body: SavePrompt) -> Res
     let SavePrompt { name, model, prompt, messages, tools, cache_salt: salt } = body;
     let text = auth::model(&request.http, state, model.as_deref())?;
     let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
-    prompt.check(text.card().vocabulary)?;
+    prompt.check("prompt", text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
     let served = ServedModel { state, text };
     let tokens = match prompt {

@@ -3,7 +3,7 @@
 //! Everything that can be checked in advance is checked before the job is queued: that a worker is available, that the prompt
 //! fits the context, that constraints compile, that the queue has room.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{mem, sync::Arc, time::Instant};
 
 use crate::{
     executor::{Caller, Deadlines, Terms},
@@ -11,7 +11,7 @@ use crate::{
         error::ApiError,
         formats::{AnswerOptions, CompletionStream},
         offload::Cost,
-        request::{Delivery, GenerateParams, OutputConstraint, ServedModel, cache_salt},
+        request::{Delivery, GenerateParams, OutputConstraint, Prompt, ServedModel, cache_salt},
         state::AppState,
     },
     job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
@@ -27,79 +27,121 @@ pub(crate) struct Origin {
     pub(crate) trace: Option<TraceLink>,
 }
 
-/// Queues one job per choice and returns their streams. If the queue has no room for all of them, none stays queued.
+/// Queues a job for each choice of each prompt and returns their streams, prompt by prompt. A slot takes up to
+/// `engine.max_sequences` of them together; if the queue has no room for all, none stays queued.
 pub(crate) async fn submit(
     state: &AppState,
     text: &Arc<Text>,
     params: GenerateParams,
     origin: Origin,
-) -> Result<VecDeque<CompletionStream>, ApiError> {
+) -> Result<Vec<CompletionStream>, ApiError> {
     let (arrived, terms, choices) = (Instant::now(), params.terms, params.choices);
     let caller = origin.caller.clone();
     check_readiness(&state.readiness.borrow())?;
-    let (job, options) = prepare(ServedModel { state, text }, params, origin, arrived).await?;
-    let mut streams = VecDeque::with_capacity(choices);
-    for job in variants(&job, choices, || state.executor.new_id()) {
-        // Later choices wait for earlier ones, so the queue's time limit applies to the first only.
+    let prepared = prepare(ServedModel { state, text }, params, origin, arrived).await?;
+    let all: Vec<(Job, AnswerOptions)> = prepared
+        .into_iter()
+        .flat_map(|(job, options)| {
+            let jobs: Vec<Job> = variants(&job, choices, || state.executor.new_id()).collect();
+            let of =
+                move |(choice, job)| (job, AnswerOptions { counts_prompt: choice == 0, ..options.clone() });
+            jobs.into_iter().enumerate().map(of)
+        })
+        .collect();
+    let mut streams = Vec::with_capacity(all.len());
+    let mut all = all.into_iter();
+    loop {
+        let (jobs, options): (Vec<_>, Vec<_>) = all.by_ref().take(state.settings.max_sequences.get()).unzip();
+        if jobs.is_empty() {
+            return Ok(streams);
+        }
+        // Later groups wait for earlier ones, so the queue's time limit applies to the first only.
         let Deadlines { queue, total } = terms.deadlines;
         let queue = if streams.is_empty() { queue } else { total };
         let terms = Terms { deadlines: Deadlines { queue, total }, ..terms };
-        let ticket = state.executor.submit_for(caller.clone(), job, terms)?;
-        streams.push_back(CompletionStream::new(ticket, Arc::clone(text), options.clone()));
+        let tickets = state.executor.submit_together(&caller, jobs, terms)?;
+        let stream = |(ticket, options)| CompletionStream::new(ticket, Arc::clone(text), options);
+        streams.extend(tickets.into_iter().zip(options).map(stream));
     }
-    Ok(streams)
 }
 
-/// Checks and tokenizes a request.
+/// Checks and tokenizes a request: the job of each prompt, and how its answers are made.
 async fn prepare(
     model: ServedModel<'_>,
-    params: GenerateParams,
+    mut params: GenerateParams,
     origin: Origin,
     arrived: Instant,
-) -> Result<(Job, AnswerOptions), ApiError> {
+) -> Result<Vec<(Job, AnswerOptions)>, ApiError> {
     let (ServedModel { state, text }, priority) = (model, params.terms.priority);
     if let Some(constraint) = &params.constraint {
         check_constraint(model, constraint, priority).await?;
     }
-    let echo = if params.echo { params.prompt.text() } else { None };
     // Not if the queue is full: the worker needs the cores.
     state.executor.check_room(Tokens(1), priority)?;
-    let prompt = model.encode(params.prompt).await?;
-    let default = state.settings.default_max_new;
-    let max_new = room(Tokens(prompt.len()), params.max_new, default, model.context_length())?.0;
-    let echo = match echo {
-        None if params.echo => Some(model.decode(&prompt).await?),
-        echo => echo,
-    };
-    let mut end_tokens = params.stop_token_ids;
+    let more = mem::take(&mut params.more_prompts);
+    let prompts = std::iter::once(mem::replace(&mut params.prompt, Prompt::Ids(Vec::new()))).chain(more);
+    let mut end_tokens = mem::take(&mut params.stop_token_ids);
     if !params.ignore_eos {
         end_tokens.extend(&text.card().end_tokens);
     }
-    let options = AnswerOptions {
-        stop: params.stop,
-        tool_calls: params.reading,
-        // With `parts`, the answer may also be plain text.
-        is_verbatim: params.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty()),
-        wants_progress: matches!(params.delivery, Delivery::Streamed { progress: true, .. }),
-        prompt_only: params.prompt_only,
-        echo,
-        first_scored: params.scores.filter(|scores| scores.prompt).and_then(|_| prompt.first().copied()),
-        prompt_tokens: prompt.len(),
-        arrived,
+    let sampling = with_breakers(model, params.sampling.clone(), mem::take(&mut params.breakers)).await?;
+    let mut prepared = Vec::new();
+    for prompt in prompts {
+        let EncodedPrompt { tokens, max_new, echo } = encode(model, prompt, &params).await?;
+        let options = AnswerOptions {
+            stop: params.stop.clone(),
+            tool_calls: params.reading.clone(),
+            // With `parts`, the answer may also be plain text.
+            is_verbatim: params.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty()),
+            wants_progress: matches!(params.delivery, Delivery::Streamed { progress: true, .. }),
+            prompt_only: params.prompt_only,
+            echo,
+            first_scored: params.scores.filter(|scores| scores.prompt).and_then(|_| tokens.first().copied()),
+            prompt_tokens: tokens.len(),
+            counts_prompt: true,
+            arrived,
+        };
+        let id = if prepared.is_empty() { origin.id } else { state.executor.new_id() };
+        let (key, salt) = (origin.caller.key.as_deref(), params.cache_salt.as_deref());
+        let job = Job {
+            model: text.card().id.as_str().into(),
+            keep_alive: params.keep_alive,
+            sampling: sampling.clone(),
+            constraint: params.constraint.as_ref().map(|output| output.constraint.clone()),
+            logprobs: params.scores,
+            trace: origin.trace.clone(),
+            cache_prompt: params.cache_prompt,
+            cache_salt: cache_salt::digest(state, key, salt),
+            end_tokens: end_tokens.clone(),
+            ..Job::new(id, tokens, max_new)
+        };
+        prepared.push((job, options));
+    }
+    Ok(prepared)
+}
+
+/// A tokenized prompt, with the room for its answer.
+struct EncodedPrompt {
+    tokens: Vec<u32>,
+    max_new: usize,
+    /// Its text, if the answer begins with it.
+    echo: Option<String>,
+}
+
+async fn encode(
+    model: ServedModel<'_>,
+    prompt: Prompt,
+    params: &GenerateParams,
+) -> Result<EncodedPrompt, ApiError> {
+    let echo = if params.echo { prompt.text() } else { None };
+    let tokens = model.encode(prompt).await?;
+    let default = model.state.settings.default_max_new;
+    let max_new = room(Tokens(tokens.len()), params.max_new, default, model.context_length())?.0;
+    let echo = match echo {
+        None if params.echo => Some(model.decode(&tokens).await?),
+        echo => echo,
     };
-    let job = Job {
-        model: text.card().id.as_str().into(),
-        keep_alive: params.keep_alive,
-        sampling: with_breakers(model, params.sampling, params.breakers).await?,
-        constraint: params.constraint.map(|output| output.constraint),
-        logprobs: params.scores,
-        trace: origin.trace,
-        cache_prompt: params.cache_prompt,
-        cache_salt: cache_salt::digest(state, origin.caller.key.as_deref(), params.cache_salt.as_deref()),
-        end_tokens,
-        ..Job::new(origin.id, prompt, max_new)
-    };
-    Ok((job, options))
+    Ok(EncodedPrompt { tokens, max_new, echo })
 }
 
 /// The job, and further ones that differ in id and seed only.

@@ -117,10 +117,10 @@ impl RequestRecord {
         result.detail = error.detail();
     }
 
-    /// Adds the tokens of a choice; all choices of a request share one prompt.
+    /// Adds the tokens of a choice; `prompt` is 0 if another choice of the same prompt counts them.
     pub(crate) fn add_tokens(&self, prompt: usize, completion: usize) {
         let mut result = self.0.result.borrow_mut();
-        result.prompt_tokens = Some(prompt);
+        *result.prompt_tokens.get_or_insert(0) += prompt;
         *result.completion_tokens.get_or_insert(0) += completion;
     }
 

@@ -26,7 +26,7 @@ shape! {
         max_completion_tokens: Option<Tokens> = max_tokens();
         /// The older name of `max_completion_tokens`.
         max_tokens: Option<Tokens> = max_tokens().deprecated();
-        /// Answers to generate, one after another.
+        /// Answers to generate, together.
         n: usize = choices().or(1);
         /// Adds the log-probabilities of the answer's tokens.
         logprobs: bool = boolean().or(false);

@@ -149,6 +149,8 @@ pub(crate) struct RequestContext {
 #[derive(Debug)]
 pub(crate) struct GenerateParams {
     pub(crate) prompt: Prompt,
+    /// Further prompts, which are answered as well.
+    pub(crate) more_prompts: Vec<Prompt>,
     /// `None` leaves it to the settings and the room in the context.
     pub(crate) max_new: Option<Tokens>,
     pub(crate) sampling: Sampling,
@@ -159,8 +161,10 @@ pub(crate) struct GenerateParams {
     pub(crate) reading: Option<ToolCallParserOptions>,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
-    /// How many answers to generate, one after another.
+    /// How many answers to generate for each prompt.
     pub(crate) choices: usize,
+    /// Which of them are sent; `None` means all.
+    pub(crate) best_of: Option<BestOf>,
     pub(crate) scores: Option<LogprobOptions>,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
@@ -177,6 +181,14 @@ pub(crate) struct GenerateParams {
     pub(crate) terms: Terms,
     /// How long the model stays loaded afterwards.
     pub(crate) keep_alive: Option<KeepAlive>,
+}
+
+/// The choices of a prompt that are sent: those with the greatest mean log-probability of a token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BestOf {
+    pub(crate) sent: usize,
+    /// Whether the log-probabilities are for ranking only.
+    pub(crate) hides_scores: bool,
 }
 
 /// How the answer is sent.
@@ -219,7 +231,7 @@ impl Generation {
     ) -> Result<GenerateParams, FieldError> {
         let delivery = self.delivery()?;
         let terms = self.terms(context.deadlines)?;
-        route.prompt.check(context.vocabulary)?;
+        route.prompt.check("prompt", context.vocabulary)?;
         check_ids(&self.stop_token_ids, "stop_token_ids", context.vocabulary)?;
         let (sampling, breakers) = self.sampling.resolve(context.vocabulary, route.default_temperature)?;
         let mut constraint = self.format.constraint(route.text_format)?;
@@ -238,6 +250,7 @@ impl Generation {
         }
         Ok(GenerateParams {
             prompt: route.prompt,
+            more_prompts: Vec::new(),
             max_new: route.max_new,
             sampling,
             breakers,
@@ -245,6 +258,7 @@ impl Generation {
             reading,
             echoed: EchoedFields::default(),
             choices: 1,
+            best_of: None,
             scores: None,
             echo: false,
             prompt_only: false,

@@ -29,7 +29,7 @@ pub(super) use self::{
     completions::CompletionRequest,
     echoed_fields::EchoedFields,
     generate_lite::GenerateLiteRequest,
-    generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
+    generation::{BestOf, Delivery, GenerateParams, GenerateRequest, RequestContext},
     prompt::Prompt,
     prompt_tokens::{ServedModel, Special},
     response_format::OutputConstraint,
