@@ -14,8 +14,11 @@ use super::{
     worker, worker_configs,
 };
 use crate::{
-    config::Config,
-    job::{EndReason, Event, Failure, Finish, GroupedJob, Job, JobId, Readiness, Step, Timings, Usage},
+    config::{Config, DefaultsFrom},
+    job::{
+        EndReason, Event, Failure, Finish, GroupedJob, Job, JobId, Readiness, SamplingDefaults, Step,
+        Timings, Usage,
+    },
     metrics::Metrics,
     supervise::WorkerPool,
     text::Text,
@@ -28,8 +31,10 @@ pub(super) struct LocalModel {
     pub(super) text: Arc<Text>,
     /// Context length, for prompt and answer together.
     pub(super) context: usize,
-    /// Default for the most tokens of an answer.
-    pub(super) default_max_new: usize,
+    /// Default for the most tokens of an answer; `None` is what is left of the context.
+    pub(super) default_max_new: Option<usize>,
+    /// Sampling parameters where no flag sets them.
+    pub(super) sampling: SamplingDefaults,
     workers: WorkerPool,
     metrics: Arc<Metrics>,
     jobs: u64,
@@ -84,7 +89,11 @@ impl LocalModel {
         let max = text.card().context_length;
         Ok(Self {
             context: config.engine.context_length.map_or(max, |n| max.min(n.0)),
-            default_max_new: config.engine.default_max_new_tokens.0,
+            default_max_new: config.engine.default_max_new_tokens.tokens().map(|tokens| tokens.0),
+            sampling: match config.engine.sampling_defaults {
+                DefaultsFrom::Model => text.card().sampling,
+                DefaultsFrom::Eka => SamplingDefaults::default(),
+            },
             text,
             workers,
             metrics,
@@ -149,7 +158,12 @@ impl LocalModel {
         self.jobs += 1;
         let card = self.text.card();
         let (model, end_tokens) = (card.id.as_str().into(), card.end_tokens.clone());
-        Job { model, sampling: wanted.sampling(), end_tokens, ..Job::new(JobId(self.jobs), prompt, max_new) }
+        Job {
+            model,
+            sampling: wanted.sampling(self.sampling),
+            end_tokens,
+            ..Job::new(JobId(self.jobs), prompt, max_new)
+        }
     }
 
     /// Stops the worker.

@@ -23,4 +23,4 @@ pub use ids::{JobId, ModelId};
 pub use memory::{DeviceMemory, DevicePeak, Memory, MemoryReport};
 pub use report::{GpuReport, ModelReport, Placement, Readiness, RuntimeReport, SlotReport};
 pub use request::{Constraint, Job, KeepAlive, Priority, SaveAs, TraceLink};
-pub use sampling::{Dry, LogprobOptions, Sampling, TokenLogprobs};
+pub use sampling::{Dry, LogprobOptions, Sampling, SamplingDefaults, TokenLogprobs};

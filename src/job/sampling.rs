@@ -51,6 +51,21 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+/// Sampling parameters of a model, for requests that send none.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SamplingDefaults {
+    /// 0 is greedy.
+    pub temperature: Option<f32>,
+    /// As [`Sampling::top_p`].
+    pub top_p: Option<f32>,
+    /// As [`Sampling::top_k`].
+    pub top_k: Option<usize>,
+    /// As [`Sampling::min_p`].
+    pub min_p: Option<f32>,
+    /// As [`Sampling::repetition_penalty`].
+    pub repetition_penalty: Option<f32>,
+}
+
 impl Sampling {
     /// Always picks the most probable token, with every option off.
     #[must_use]

@@ -46,7 +46,6 @@ async fn unsupported_openai_fields_are_named_in_the_error() {
         ("modalities", json!(["audio"])),
         ("audio", json!({ "voice": "alloy" })),
         ("store", json!(true)),
-        ("reasoning_effort", json!("high")),
     ] {
         refused(&server, CHAT, json!({ field: value }), "unsupported_field", field).await;
     }

@@ -1,9 +1,12 @@
 //! The HTTP API: what each route accepts, refuses and answers.
 
+mod anthropic;
 mod cache_salt;
 mod compatibility;
+mod defaults;
 mod errors;
 mod logprobs;
+mod ollama;
 mod openapi;
 mod overload;
 mod priorities;
@@ -11,5 +14,6 @@ mod responses;
 mod routes;
 mod several_answers;
 mod structured_output;
+mod thinking;
 mod tokenize;
 mod tools;

@@ -115,7 +115,8 @@ impl QueuedJob {
 
     pub(super) fn work(&self) -> Work {
         let (prompt, max_new) = (Tokens(self.job.prompt.len()), Tokens(self.job.max_new_tokens));
-        Work { prompt, max_new, generated: Tokens(0), max_time: self.terms.max_time }
+        let Terms { max_time, is_limited, .. } = self.terms;
+        Work { prompt, max_new, generated: Tokens(0), max_time, is_limited }
     }
 }
 

@@ -59,6 +59,7 @@ impl ApiFormat for Completions {
     type Request = CompletionRequest;
 
     const ROUTE: &'static str = "/v1/completions";
+    const ALIASES: &'static [&'static str] = &["/completions"];
     const ID_PREFIX: &'static str = "cmpl-";
 
     fn new(meta: ResponseMeta) -> Self {

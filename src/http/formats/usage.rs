@@ -18,7 +18,15 @@ pub(crate) struct Usage {
     prompt_tokens: usize,
     prompt_tokens_details: PromptTokensDetails,
     completion_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionTokensDetails>,
     total_tokens: usize,
+}
+
+/// Details of the generated tokens, if the model has reasoned.
+#[derive(Serialize, ToSchema)]
+struct CompletionTokensDetails {
+    reasoning_tokens: usize,
 }
 
 /// Details of the prompt tokens.
@@ -35,10 +43,13 @@ impl Usage {
         let prompt_tokens = counted.clone().map(|choice| choice.usage.prompt_tokens).sum();
         let cached_tokens = counted.map(|choice| choice.usage.cached_tokens).sum();
         let completion_tokens = choices.iter().map(|choice| choice.usage.completion_tokens).sum();
+        let reasoning_tokens = choices.iter().map(|choice| choice.reasoning_tokens).sum();
         Self {
             prompt_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
             completion_tokens,
+            completion_tokens_details: (reasoning_tokens > 0)
+                .then_some(CompletionTokensDetails { reasoning_tokens }),
             total_tokens: prompt_tokens + completion_tokens,
         }
     }

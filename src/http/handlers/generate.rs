@@ -18,35 +18,33 @@ use super::{
     submit::{Origin, submit},
 };
 use crate::{
-    executor::Deadlines,
     http::{
         error::ApiError,
-        formats::{ApiFormat, CompletionStream, FinishedChoice, ResponseMeta, SseEvents, Update},
+        formats::{
+            ApiFormat, CompletionStream, CountedTokens, FinishedChoice, ResponseMeta, SseEvents, Update,
+        },
         middleware::RequestRecord,
         offload::Cost,
-        request::{ApiRequest, BestOf, Delivery, GenerateParams, GenerateRequest, RequestContext, Taken},
+        request::{
+            ApiRequest, BestOf, Delivery, EncodeOptions, GenerateParams, GenerateRequest, RequestContext,
+            ServedModel, Taken,
+        },
         state::AppState,
     },
-    job::Failure,
+    job::{Command, Failure},
     text::Text,
 };
-
-/// A comment by the standard of server-sent events. Clients skip it, proxies keep the connection open, and a write to a
-/// closed connection fails.
-const HEARTBEAT: &[u8] = b": waiting\n\n";
-
-/// The heartbeat while the model is loaded, which may take minutes.
-const LOADING: &[u8] = b": loading the model\n\n";
 
 /// Answers one request in the format `F`.
 pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
     let (state, request) = (from.state.clone(), from.http.clone());
-    let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
-    let take = move |request: F::Request, text: &Text| resolve(request, text, deadlines, log_as);
+    let log_as = state.settings.log_prompts.then(|| request_id(&request));
+    let server = state.clone();
+    let take = move |request: F::Request, text: &Text| resolve(request, text, &server, log_as);
     let Taken { text, value: mut params, share, ignored } = from.take(take).await?;
     let job = state.executor.new_id();
     let (delivery, choices, best_of) = (params.delivery, params.choices, params.best_of);
-    let format = F::new(ResponseMeta {
+    let mut meta = ResponseMeta {
         id: F::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
@@ -54,8 +52,13 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
         fingerprint: text.card().fingerprint.clone(),
         logprobs: params.scores.is_some() && best_of.is_none_or(|best_of| !best_of.hides_scores),
         include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
+        prompt_tokens: 0,
         echoed: std::mem::take(&mut params.echoed),
-    });
+    };
+    if params.loads_only {
+        let load = Command::Load { model: text.card().id.as_str().into(), keep_alive: params.keep_alive };
+        return Ok(ignored.name_in(loaded(&state, load, &F::new(meta)).await?));
+    }
     let record = RequestRecord::of(&request);
     record.iter().for_each(|record| trace_request(record, &params, F::OPERATION, &text.card().id));
     let trace = record.as_ref().and_then(RequestRecord::trace);
@@ -63,6 +66,8 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
         submit(&state, &text, params, Origin { id: job, caller: slot::caller(&request), trace }).await?;
     // The body has become tokens, whose number the queue bounds.
     drop(share);
+    meta.prompt_tokens = streams.first().map_or(0, CompletionStream::prompt_tokens);
+    let format = F::new(meta);
     streams.iter_mut().for_each(|stream| stream.record.clone_from(&record));
     let response = match delivery {
         Delivery::Whole => {
@@ -81,14 +86,40 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
     Ok(ignored.name_in(response))
 }
 
+/// Loads the model of a request without a prompt, as Ollama does.
+async fn loaded<F: ApiFormat>(state: &AppState, load: Command, format: &F) -> Result<HttpResponse, ApiError> {
+    if let Some(commands) = &state.commands {
+        for outcome in commands(load).await {
+            outcome.outcome?;
+        }
+    }
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(format.loaded()))
+}
+
+/// `POST /v1/messages/count_tokens` and `/v1/responses/input_tokens`.
+pub(crate) async fn count_tokens<R: GenerateRequest>(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let server = from.state.clone();
+    let take = move |request: R, text: &Text| resolve(request, text, &server, None);
+    let Taken { text, value: params, ignored, .. } = from.take(take).await?;
+    let model = ServedModel { state: &from.state, text: &text };
+    let input_tokens = model.encode(params.prompt, EncodeOptions::default()).await?.ids.len();
+    Ok(ignored.name_in(HttpResponse::Ok().json(CountedTokens { input_tokens })))
+}
+
 /// Checks a request, and logs the prompt if `log_as` has the request's id.
 fn resolve<R: GenerateRequest>(
     request: R,
     text: &Text,
-    deadlines: Deadlines,
+    state: &AppState,
     log_as: Option<String>,
 ) -> Result<GenerateParams, ApiError> {
-    let context = RequestContext { vocabulary: text.card().vocabulary, deadlines, tools: text.into() };
+    let context = RequestContext {
+        vocabulary: text.card().vocabulary,
+        deadlines: state.deadlines(),
+        tools: text.into(),
+        sampling: state.sampling_defaults(text),
+        has_chat_template: text.card().has_chat_template,
+    };
     let params = request.resolve(&context)?;
     if let Some(request_id) = log_as {
         tracing::info!(request_id, prompt = ?params.prompt, "prompt");
@@ -164,7 +195,7 @@ struct StreamedChoice {
 /// and the stream then ends without `[DONE]`.
 fn streamed<F: ApiFormat>(events: EventStream<F>, heartbeat: Duration) -> HttpResponse {
     HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, "text/event-stream; charset=utf-8"))
+        .insert_header((CONTENT_TYPE, F::STREAM_TYPE))
         .insert_header((CACHE_CONTROL, "no-cache"))
         // nginx would buffer the events up to a few kilobytes.
         .insert_header(("x-accel-buffering", "no"))
@@ -175,18 +206,25 @@ fn event_bytes<F: ApiFormat>(
     events: EventStream<F>,
     heartbeat: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    stream::unfold(events, move |mut events| async move {
-        if events.is_over() {
-            return None;
+    let [waiting, loading] = F::HEARTBEATS.map(str::as_bytes).map(Bytes::from_static);
+    stream::unfold(events, move |mut events| {
+        let (waiting, loading) = (waiting.clone(), loading.clone());
+        async move {
+            while !events.is_over() {
+                let bytes: Bytes = match timeout(heartbeat, events.next()).await {
+                    Err(_) if events.is_loading() => loading.clone(),
+                    Err(_) => waiting.clone(),
+                    Ok((_, Ok(Update::Loading))) => loading.clone(),
+                    Ok((choice, Ok(update))) => events.write(choice, update).into(),
+                    Ok((_, Err(failure))) => events.fail(&failure.into()).into(),
+                };
+                // An empty chunk would end the body.
+                if !bytes.is_empty() {
+                    return Some((Ok(bytes), events));
+                }
+            }
+            None
         }
-        let bytes = match timeout(heartbeat, events.next()).await {
-            Err(_) if events.is_loading() => Bytes::from_static(LOADING),
-            Err(_) => Bytes::from_static(HEARTBEAT),
-            Ok((_, Ok(Update::Loading))) => Bytes::from_static(LOADING),
-            Ok((choice, Ok(update))) => events.write(choice, update).into(),
-            Ok((_, Err(failure))) => events.fail(&failure.into()).into(),
-        };
-        Some((Ok(bytes), events))
     })
 }
 

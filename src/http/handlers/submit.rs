@@ -6,16 +6,19 @@
 use std::{mem, sync::Arc, time::Instant};
 
 use crate::{
+    constraint,
     executor::{Caller, Deadlines, Terms},
     http::{
         error::ApiError,
-        formats::{AnswerOptions, CompletionStream},
+        formats::{AnswerOptions, CompletionStream, Resume},
         offload::Cost,
-        request::{Delivery, GenerateParams, OutputConstraint, Prompt, ServedModel, cache_salt},
+        request::{
+            Delivery, EncodeOptions, GenerateParams, OutputConstraint, Prompt, ServedModel, cache_salt,
+        },
         state::AppState,
     },
-    job::{Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
-    text::Text,
+    job::{Constraint, Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
+    text::{AnswerParserOptions, ReasoningFormat, ReasoningOptions, Text},
     units::Tokens,
 };
 
@@ -59,9 +62,13 @@ pub(crate) async fn submit(
         let Deadlines { queue, total } = terms.deadlines;
         let queue = if streams.is_empty() { queue } else { total };
         let terms = Terms { deadlines: Deadlines { queue, total }, ..terms };
+        let jobs_to_resume: Vec<_> =
+            jobs.iter().zip(&options).map(|(job, options)| options.budget.map(|_| job.clone())).collect();
         let tickets = state.executor.submit_together(&caller, jobs, terms)?;
-        let stream = |(ticket, options)| CompletionStream::new(ticket, Arc::clone(text), options);
-        streams.extend(tickets.into_iter().zip(options).map(stream));
+        for ((ticket, options), job) in tickets.into_iter().zip(options).zip(jobs_to_resume) {
+            let resume = job.map(|job| Resume::new(&state.executor, &caller, job, terms));
+            streams.push(CompletionStream::new(ticket, Arc::clone(text), options, resume));
+        }
     }
 }
 
@@ -85,29 +92,41 @@ async fn prepare(
         end_tokens.extend(&text.card().end_tokens);
     }
     let sampling = with_breakers(model, params.sampling.clone(), mem::take(&mut params.breakers)).await?;
+    // With `parts`, the answer may also be plain text.
+    let is_verbatim = params.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty());
+    let scores_prompt = params.scores.is_some_and(|scores| scores.prompt);
     let mut prepared = Vec::new();
     for prompt in prompts {
-        let EncodedPrompt { tokens, max_new, echo } = encode(model, prompt, &params).await?;
+        let PreparedPrompt { tokens, max_new, echo, reasoning } = encode(model, prompt, &params).await?;
         let options = AnswerOptions {
-            stop: params.stop.clone(),
-            tool_calls: params.reading.clone(),
-            // With `parts`, the answer may also be plain text.
-            is_verbatim: params.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty()),
+            parser: AnswerParserOptions {
+                reasoning,
+                tools: params.reading.clone(),
+                // A form has an end of its own.
+                stop: if is_verbatim { Vec::new() } else { params.stop.clone() },
+            },
+            hides_reasoning: params.thinking.is_hidden,
+            budget: params.thinking.budget.filter(|_| reasoning.is_some() && !scores_prompt),
+            is_verbatim,
             wants_progress: matches!(params.delivery, Delivery::Streamed { progress: true, .. }),
             prompt_only: params.prompt_only,
             echo,
-            first_scored: params.scores.filter(|scores| scores.prompt).and_then(|_| tokens.first().copied()),
+            first_scored: tokens.first().copied().filter(|_| scores_prompt),
             prompt_tokens: tokens.len(),
             counts_prompt: true,
             arrived,
         };
         let id = if prepared.is_empty() { origin.id } else { state.executor.new_id() };
         let (key, salt) = (origin.caller.key.as_deref(), params.cache_salt.as_deref());
+        let constraint = params.constraint.as_ref().map(|output| match reasoning {
+            Some(reasoning) if is_verbatim => after_reasoning(&output.constraint, reasoning),
+            _ => output.constraint.clone(),
+        });
         let job = Job {
             model: text.card().id.as_str().into(),
             keep_alive: params.keep_alive,
             sampling: sampling.clone(),
-            constraint: params.constraint.as_ref().map(|output| output.constraint.clone()),
+            constraint,
             logprobs: params.scores,
             trace: origin.trace.clone(),
             cache_prompt: params.cache_prompt,
@@ -121,27 +140,69 @@ async fn prepare(
 }
 
 /// A tokenized prompt, with the room for its answer.
-struct EncodedPrompt {
+struct PreparedPrompt {
     tokens: Vec<u32>,
     max_new: usize,
     /// Its text, if the answer begins with it.
     echo: Option<String>,
+    /// How the answer's reasoning is told apart.
+    reasoning: Option<ReasoningOptions>,
 }
 
 async fn encode(
     model: ServedModel<'_>,
-    prompt: Prompt,
+    mut prompt: Prompt,
     params: &GenerateParams,
-) -> Result<EncodedPrompt, ApiError> {
+) -> Result<PreparedPrompt, ApiError> {
     let echo = if params.echo { prompt.text() } else { None };
-    let tokens = model.encode(prompt).await?;
+    let mut reasoning = model.text.reasoning().filter(|_| params.thinking.is_parsed);
+    let options = form_of_prompt(&mut prompt, params, &mut reasoning, model.text);
+    let encoded = model.encode(prompt, options).await?;
+    let tokens = encoded.ids;
     let default = model.state.settings.default_max_new;
     let max_new = room(Tokens(tokens.len()), params.max_new, default, model.context_length())?.0;
     let echo = match echo {
         None if params.echo => Some(model.decode(&tokens).await?),
         echo => echo,
     };
-    Ok(EncodedPrompt { tokens, max_new, echo })
+    let is_open = encoded.is_in_reasoning;
+    let reasoning = reasoning.map(|format| ReasoningOptions { format, is_open });
+    Ok(PreparedPrompt { tokens, max_new, echo, reasoning })
+}
+
+/// What the prompt needs besides its text. An answer whose form is constrained begins with the form where no grammar can
+/// let reasoning precede it.
+fn form_of_prompt(
+    prompt: &mut Prompt,
+    params: &GenerateParams,
+    reasoning: &mut Option<&'static ReasoningFormat>,
+    text: &Text,
+) -> EncodeOptions {
+    let Some(constraint) = params.constraint.as_ref().filter(|output| output.parts.is_empty()) else {
+        return EncodeOptions::default();
+    };
+    let can_precede = reasoning.and_then(ReasoningFormat::marks).is_some_and(|(_, close)| {
+        !text.is_special(close) && !matches!(constraint.constraint, Constraint::Lark(_))
+    });
+    if let (Some(format), Prompt::Conversation(conversation), false) = (text.reasoning(), prompt, can_precede)
+        && format.marks().is_none()
+        && conversation.answer_prefix.is_empty()
+    {
+        conversation.answer_prefix = format.answer_start().to_owned();
+    }
+    if !can_precede {
+        *reasoning = None;
+    }
+    EncodeOptions { ends_reasoning: !can_precede }
+}
+
+/// The constraint on an answer that may reason before it.
+fn after_reasoning(
+    constraint: &Constraint,
+    ReasoningOptions { format, is_open }: ReasoningOptions,
+) -> Constraint {
+    let after = format.marks().and_then(|marks| constraint::after_text(constraint, marks, is_open));
+    after.unwrap_or_else(|| constraint.clone())
 }
 
 /// The job, and further ones that differ in id and seed only.
@@ -198,7 +259,7 @@ async fn with_breakers(
 pub(crate) fn room(
     prompt: Tokens,
     asked: Option<Tokens>,
-    default: Tokens,
+    default: Option<Tokens>,
     capacity: Tokens,
 ) -> Result<Tokens, ApiError> {
     let left = Tokens(capacity.0.saturating_sub(prompt.0));
@@ -206,7 +267,7 @@ pub(crate) fn room(
         _ if left == Tokens(0) => Err(ApiError::NoRoom { prompt, capacity }),
         Some(max_new) if max_new > left => Err(Failure::Context { prompt, max_new, capacity }.into()),
         Some(max_new) => Ok(max_new),
-        None => Ok(default.clamp(Tokens(1), left)),
+        None => Ok(default.unwrap_or(left).clamp(Tokens(1), left)),
     }
 }
 
@@ -217,8 +278,9 @@ mod tests {
     #[test]
     fn requested_tokens_must_fit_and_the_default_is_lowered_to_fit() {
         let room = |prompt, asked: Option<usize>, default| {
-            super::room(Tokens(prompt), asked.map(Tokens), Tokens(default), Tokens(16))
+            super::room(Tokens(prompt), asked.map(Tokens), Some(Tokens(default)), Tokens(16))
         };
+        assert_eq!(super::room(Tokens(10), None, None, Tokens(16)).unwrap(), Tokens(6), "what is left");
         assert_eq!(room(10, Some(6), 100).unwrap(), Tokens(6));
         assert_eq!(room(10, None, 100).unwrap(), Tokens(6));
         assert_eq!(room(10, None, 3).unwrap(), Tokens(3));

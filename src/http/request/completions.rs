@@ -33,7 +33,7 @@ shape! {
         /// Adds the log-probabilities of the answer's tokens, and of this many alternatives to each.
         logprobs: Option<usize> = integer(0..=MAX_LOGPROBS).optional().unset_at("false");
     }
-    accepts compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::PEERS;
+    accepts compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
 }
 
 impl GenerateRequest for CompletionRequest {

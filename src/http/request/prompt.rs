@@ -10,7 +10,7 @@ use super::schema::{
 use crate::{http::field_error::FieldError, text::Conversation};
 
 /// What to continue.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
