@@ -28,11 +28,11 @@ use crate::{
 /// Convert a checkpoint and its LoRA adapters to a model directory
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Checkpoint directory in Hugging Face's layout (config.json, safetensors, tokenizer.json), or a GGUF file
+    /// Checkpoint directory in Hugging Face's layout (config.json, weights, tokenizer), or a GGUF file
     #[arg(long, value_name = "DIR_OR_GGUF", required_unless_present = "random_weights")]
     base: Option<PathBuf>,
 
-    /// PEFT adapter directory to merge: adapter_config.json, adapter_model.safetensors. Can be repeated; the weight changes of
+    /// PEFT adapter directory to merge, or a GGUF file with a LoRA adapter. Can be repeated; the weight changes of
     /// each adapter are multiplied by its WEIGHT
     #[arg(long = "adapter", value_name = "DIR[=WEIGHT]", requires = "base", value_parser = parse_adapter)]
     adapters: Vec<AdapterSource>,

@@ -1,8 +1,6 @@
-//! A base checkpoint: one safetensors file, or several with an index.
+//! A base checkpoint: one file of tensors, or several with an index.
 //!
-//! Checkpoints of one architecture differ in what they put before a tensor's name (`model.layers…`, `layers…`,
-//! `language_model.model.layers…`), depending on which class saved them. Names are therefore compared without such
-//! prefixes, here and in adapters.
+//! Tensors are known by their names without prefixes (`tensor_names`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,8 +16,10 @@ use super::{
     packed::{PackedMatrix, Packing, Part},
     param::Param,
     quantize::Quantizer,
+    tensor_names::{canonical, is_buffer, is_of_a_sense},
     tensors::TensorFile,
     tensors_error::TensorsError,
+    torch,
 };
 use crate::files;
 
@@ -29,48 +29,8 @@ const SINGLE: &str = "model.safetensors";
 /// The index of a checkpoint that is.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Prefixes of tensor names in checkpoints, outermost first.
-const PREFIXES: [&str; 7] =
-    ["language_model.", "text_model.", "model.", "transformer.", "gpt_neox.", "decoder.", "biogpt."];
-
-/// Suffixes of tensors that are computed and not trained: the export computes them itself.
-const BUFFERS: [&str; 6] = [
-    ".inv_freq",
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".attention.bias",
-    ".attention.masked_bias",
-    ".attn.causal_mask",
-];
-
-/// Names of the head in older classes.
-const HEADS: [(&str, &str); 4] = [
-    ("embed_out", "lm_head"),
-    ("embed_out.weight", "lm_head.weight"),
-    ("output_projection", "lm_head"),
-    ("output_projection.weight", "lm_head.weight"),
-];
-
-/// Prefixes of the tensors for vision and audio in multimodal models.
-const SENSES: [&str; 16] = [
-    "vision_tower.",
-    "vision_model.",
-    "vision_embed_tokens.",
-    "visual.",
-    "multi_modal_projector.",
-    "image_newline",
-    "connector.",
-    "perceiver_resampler.",
-    "audio_tower.",
-    "embed_vision.",
-    "embed_audio.",
-    // Janus makes images as well.
-    "aligner.",
-    "vqmodel.",
-    "generation_embeddings.",
-    "generation_aligner.",
-    "generation_head.",
-];
+/// Where weights are, in the order of transformers: the file, or the index beside its shards.
+const FILES: [(&str, &str); 2] = [(SINGLE, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
 
 /// Suffixes of the tensors that quantization tools write.
 const PACKED: [&str; 13] = [
@@ -107,32 +67,19 @@ pub enum CheckpointError {
     /// Its index cannot be used.
     #[error(transparent)]
     JsonConfig(#[from] JsonConfigError),
-    /// The directory has no safetensors file.
+    /// The directory has no file of tensors.
     #[error(
-        "{}: neither {SINGLE} nor {INDEX} is there; download the whole checkpoint",
+        "{}: neither {SINGLE} nor {INDEX} is there, nor pytorch_model.bin or its index; download the whole checkpoint",
         dir.display()
     )]
     NoTensors {
         /// The directory.
         dir: PathBuf,
     },
-    /// There is only a pickle.
-    #[error(
-        "{}: only {file} is there, a format that can run code when it is opened; in Python, \
-         AutoModelForCausalLM.from_pretrained(dir).save_pretrained(new_dir) writes safetensors, or look for a revision \
-         of the repository that has them",
-        dir.display()
-    )]
-    OnlyPickle {
-        /// The directory.
-        dir: PathBuf,
-        /// The file that is there.
-        file: &'static str,
-    },
     /// There are only weights of another format.
     #[error(
-        "{}: only {file} is there, and the weights of a directory are read from safetensors; take the revision or the original \
-         repository that has them, or name a .gguf file itself as the base",
+        "{}: only {file} is there, and the weights of a directory are read from safetensors or pytorch_model.bin; take the revision \
+         or the original repository that has them, or name a .gguf file itself as the base",
         dir.display()
     )]
     OtherFormat {
@@ -169,26 +116,32 @@ pub enum CheckpointError {
         expected: Vec<usize>,
     },
     /// The index names a file outside of the directory.
-    #[error("{}: weight_map names the file {file:?}; expected a plain name that ends in .safetensors", path.display())]
+    #[error("{}: weight_map names the file {file:?}; expected a plain name that ends in {extension}", path.display())]
     ShardName {
         /// The index.
         path: PathBuf,
         /// The file that it names.
         file: String,
+        /// The end that it should have.
+        extension: &'static str,
     },
     /// The index promises a tensor that its file does not hold.
-    #[error("{}: {tensor} should be in it by {INDEX}, but is not; download both again", path.display())]
+    #[error("{}: {tensor} should be in it by {index}, but is not; download both again", path.display())]
     NotInShard {
         /// The file.
         path: PathBuf,
+        /// The index.
+        index: String,
         /// The tensor's name.
         tensor: String,
     },
     /// A file holds a tensor that the index does not place there.
-    #[error("{}: it holds {tensor}, which {INDEX} does not place there; download both again", path.display())]
+    #[error("{}: it holds {tensor}, which {index} does not place there; download both again", path.display())]
     NotInIndex {
         /// The file.
         path: PathBuf,
+        /// The index.
+        index: String,
         /// The tensor's name.
         tensor: String,
     },
@@ -249,7 +202,7 @@ impl Checkpoint {
         for (file, names) in files.iter().enumerate() {
             for name in names.names() {
                 let place = Part { file, name: name.into() };
-                if let Some(other) = tensors.insert(canonical(name).into(), place) {
+                if let Some(other) = tensors.insert(canonical(name).into_owned(), place) {
                     let (first, second) = (other.name, name.into());
                     return Err(CheckpointError::Twice { dir: dir.into(), first, second });
                 }
@@ -395,26 +348,6 @@ impl Checkpoint {
     }
 }
 
-/// `name` without the prefixes, and with the name of the head, that depend on which class saved it.
-pub(super) fn canonical(name: &str) -> &str {
-    let mut name = name;
-    // Both `model.language_model.…` and `language_model.model.…` are in use.
-    while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
-        name = rest;
-    }
-    HEADS.iter().find(|(older, _)| *older == name).map_or(name, |(_, newer)| newer)
-}
-
-/// Whether the tensor called `name` is computed, not trained.
-pub(super) fn is_buffer(name: &str) -> bool {
-    BUFFERS.iter().any(|buffer| name.ends_with(buffer))
-}
-
-/// Whether the tensor or module called `name` is for vision or audio.
-pub(super) fn is_of_a_sense(name: &str) -> bool {
-    SENSES.iter().any(|sense| canonical(name).starts_with(sense))
-}
-
 /// The first few of `names`.
 fn some(names: &[String]) -> String {
     match names.len().checked_sub(MAX_NAMED) {
@@ -425,23 +358,20 @@ fn some(names: &[String]) -> String {
 
 /// The single file wins over an index, as it does in transformers.
 fn open_files(dir: &Path) -> Result<(Vec<TensorFile>, Option<PathBuf>), CheckpointError> {
-    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-    if files::exists(&single) {
-        return Ok((vec![TensorFile::open(&single)?], None));
-    }
-    if files::exists(&index) {
-        return Ok((open_shards(dir, &index)?, Some(index)));
+    for (single, index) in FILES {
+        let (single, index) = (dir.join(single), dir.join(index));
+        if files::exists(&single) {
+            return Ok((vec![torch::open(&single)?], None));
+        }
+        if files::exists(&index) {
+            return Ok((open_shards(dir, &index)?, Some(index)));
+        }
     }
     Err(no_tensors(dir))
 }
 
-/// The error for a directory without safetensors, which depends on its other files.
+/// The error for a directory without weights that can be read, which depends on its other files.
 fn no_tensors(dir: &Path) -> CheckpointError {
-    for file in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
-        if files::exists(&dir.join(file)) {
-            return CheckpointError::OnlyPickle { dir: dir.into(), file };
-        }
-    }
     let entries = dir.read_dir().into_iter().flatten().filter_map(Result::ok);
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let other = names.filter(|name| OTHER_FORMATS.iter().any(|end| name.ends_with(end))).min();
@@ -453,38 +383,47 @@ fn no_tensors(dir: &Path) -> CheckpointError {
 
 fn open_shards(dir: &Path, index: &Path) -> Result<Vec<TensorFile>, CheckpointError> {
     let shards = read_index(&JsonConfig::read(index)?)?;
-    shards.into_iter().map(|(file, tensors)| open_shard(&dir.join(file), &tensors)).collect()
+    let open = |(file, tensors): (String, BTreeSet<String>)| open_shard(&dir.join(file), index, &tensors);
+    shards.into_iter().map(open).collect()
 }
 
 /// The files that an index names, each with the tensors that should be in it.
 pub(super) fn read_index(index: &JsonConfig) -> Result<BTreeMap<String, BTreeSet<String>>, CheckpointError> {
     let map = index.section("weight_map")?.ok_or_else(|| index.missing("weight_map", "an object"))?;
+    let is_torch = index.path().file_name().is_some_and(|name| name == FILES[1].1);
+    let extension = if is_torch { ".bin" } else { ".safetensors" };
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, file) in map.fields() {
-        let file = plain_name(file).ok_or_else(|| CheckpointError::ShardName {
+        let file = plain_name(file, extension).ok_or_else(|| CheckpointError::ShardName {
             path: index.path().into(),
             file: file.as_str().map_or_else(|| file.to_string(), Into::into),
+            extension,
         })?;
         shards.entry(file.into()).or_default().insert(tensor.into());
     }
     Ok(shards)
 }
 
-fn open_shard(path: &Path, promised: &BTreeSet<String>) -> Result<TensorFile, CheckpointError> {
-    let file = TensorFile::open(path)?;
+fn open_shard(path: &Path, index: &Path, promised: &BTreeSet<String>) -> Result<TensorFile, CheckpointError> {
+    let file = torch::open(path)?;
+    let index = || index.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if let Some(tensor) = promised.iter().find(|tensor| !file.contains(tensor)) {
-        return Err(CheckpointError::NotInShard { path: path.into(), tensor: tensor.clone() });
+        return Err(CheckpointError::NotInShard {
+            path: path.into(),
+            index: index(),
+            tensor: tensor.clone(),
+        });
     }
     let extra = file.names().find(|name| !promised.contains(*name) && !is_buffer(name));
     if let Some(tensor) = extra {
-        return Err(CheckpointError::NotInIndex { path: path.into(), tensor: tensor.into() });
+        return Err(CheckpointError::NotInIndex { path: path.into(), index: index(), tensor: tensor.into() });
     }
     Ok(file)
 }
 
 /// An index comes from outside: a name with a path in it could reach any file of this machine.
-fn plain_name(file: &Value) -> Option<&str> {
-    file.as_str().filter(|name| name.ends_with(".safetensors") && !name.contains(['/', '\\', ':', '\0']))
+fn plain_name<'a>(file: &'a Value, extension: &str) -> Option<&'a str> {
+    file.as_str().filter(|name| name.ends_with(extension) && !name.contains(['/', '\\', ':', '\0']))
 }
 
 #[cfg(test)]
@@ -496,13 +435,6 @@ mod tests {
 
     fn blueprint(tied: bool) -> Blueprint {
         testing::blueprint(tied)
-    }
-
-    #[test]
-    fn names_are_compared_without_the_prefixes_of_the_saving_class() {
-        for name in ["norm.weight", "model.norm.weight", "language_model.model.norm.weight"] {
-            assert_eq!(canonical(name), "norm.weight");
-        }
     }
 
     #[test]
@@ -527,7 +459,7 @@ mod tests {
         let removed = tensors.remove(1);
         testing::write(&dir.path().join(SINGLE), &tensors);
         let message = Checkpoint::open(dir.path()).unwrap().check(&blueprint(true)).unwrap_err().to_string();
-        assert!(message.contains(canonical(&removed.name)), "{message}");
+        assert!(message.contains(&*canonical(&removed.name)), "{message}");
 
         tensors.push(Tensor::new(&removed.name, &[3, 5]));
         testing::write(&dir.path().join(SINGLE), &tensors);
@@ -580,11 +512,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pickle_is_refused_with_the_way_to_safetensors() {
+    fn a_bare_pickle_is_refused_with_the_way_to_the_zip_format() {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(Checkpoint::open(dir.path()), Err(CheckpointError::NoTensors { .. })));
-        fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
+        fs::write(dir.path().join("pytorch_model.bin"), b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
+            .unwrap();
         let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
-        assert!(message.contains("save_pretrained"), "{message}");
+        assert!(message.contains("torch.save"), "{message}");
     }
 }

@@ -6,6 +6,7 @@ use super::{
     AdapterError, CheckpointError, GgufError, JsonConfigError, NoSuchModule, SourceError, StagingError,
     TokenizerFilesError, TooLarge, WeightsError, WriteWeightsError,
 };
+use crate::text::TextError;
 
 /// Why an export failed. Nothing was written then.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,9 @@ pub enum ExportError {
     /// Tokenizer, template or generation settings cannot be used.
     #[error(transparent)]
     TokenizerFiles(#[from] TokenizerFilesError),
+    /// A server could not use the tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TextError),
     /// A format is asked for modules that are not there.
     #[error(transparent)]
     NoSuchModule(#[from] NoSuchModule),

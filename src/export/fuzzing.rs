@@ -2,7 +2,7 @@
 //!
 //! Each parses, checks, and drops. Whatever the bytes are, none may panic, run for long or take much memory.
 
-use std::path::Path;
+use std::{io::Cursor, path::Path};
 
 use crate::manifest::{Dtype, GraphNames, Manifest};
 
@@ -15,18 +15,21 @@ use super::{
     json_config::{JsonConfig, JsonConfigError},
     rope::Rotary,
     safetensors_header::Header,
+    tokenizer, torch,
 };
 
 /// One parser: whether it took the bytes.
 pub type Parser = fn(&[u8]) -> bool;
 
 /// Every parser, by the name of its target under `tests/fuzz`.
-pub const PARSERS: [(&str, Parser); 7] = [
+pub const PARSERS: [(&str, Parser); 9] = [
     ("config", config),
     ("adapter_config", adapter_config),
     ("safetensors_index", safetensors_index),
     ("safetensors_header", safetensors_header),
     ("gguf", gguf),
+    ("torch_file", torch_file),
+    ("sentence_piece", sentence_piece),
     ("manifest", manifest),
     ("graph", graph),
 ];
@@ -61,6 +64,16 @@ pub fn safetensors_header(file: &[u8]) -> bool {
 /// A GGUF file, as far as its configuration and tokenizer.
 pub fn gguf(file: &[u8]) -> bool {
     gguf::check_header(file, file.len() as u64).is_ok()
+}
+
+/// A PyTorch `.bin` file, as far as the places of its tensors.
+pub fn torch_file(file: &[u8]) -> bool {
+    torch::read(&mut Cursor::new(file), Path::new("fuzzed")).is_ok()
+}
+
+/// SentencePiece's or tiktoken's `tokenizer.model`, as far as a tokenizer.
+pub fn sentence_piece(file: &[u8]) -> bool {
+    tokenizer::check_sentence_piece(file).is_ok()
 }
 
 /// `eka.json`.

@@ -119,6 +119,11 @@ impl JsonConfig {
         self.fields.get(field).filter(|value| !value.is_null())
     }
 
+    /// Whether the field is there and null.
+    pub(super) fn is_null(&self, field: &str) -> bool {
+        self.fields.get(field).is_some_and(Value::is_null)
+    }
+
     /// The object in `field`, if there is one.
     pub(super) fn section(&self, field: &str) -> Result<Option<Self>, JsonConfigError> {
         self.read_as(field, "an object", Value::as_object).map(|found| {

@@ -96,22 +96,25 @@ impl LoadedSources {
         packing.map_or(Ok(()), |packing| checkpoint.unpack(packing))?;
         let blueprint = checkpoint.resolve_head(blueprint)?;
         let mut skipped = checkpoint.check(&blueprint)?;
-        let opened: Vec<Adapter> = adapters
-            .iter()
-            .map(|AdapterSource { dir, weight }| Adapter::open(dir, *weight))
-            .collect::<Result<_, _>>()?;
+        let opened: Vec<Adapter> =
+            adapters.iter().map(|adapter| open_adapter(adapter, &config)).collect::<Result<_, _>>()?;
         skipped.extend(opened.iter().flat_map(Adapter::unused));
         let base_files = embedded.as_ref().map_or(base, TempDir::path);
-        let dirs: Vec<&Path> = adapters.iter().map(|adapter| &*adapter.dir).chain([base_files]).collect();
-        let tokenizer_files = TokenizerFiles::find(&dirs)?;
+        let dirs: Vec<Vec<&Path>> =
+            adapters.iter().zip(&opened).map(|(source, adapter)| adapter_dirs(source, adapter)).collect();
+        let all: Vec<&Path> = dirs.iter().flatten().copied().chain([base_files]).collect();
+        let model_type = config.text("model_type")?.unwrap_or_default();
+        let tokenizer_files = TokenizerFiles::find(&all, model_type)?;
         let mut sources = SourceFiles::default();
         // A GGUF file is its own configuration, and is hashed once.
         sources.add("base", [config.path().to_owned()].into_iter().chain(checkpoint.paths()));
         sources.add_named("base", beside(&tokenizer_files, base));
-        for (number, (adapter, dir)) in opened.iter().zip(&dirs).enumerate() {
+        for (number, (adapter, dirs)) in opened.iter().zip(&dirs).enumerate() {
             let origin = adapter_origin(number);
             sources.add(&origin, adapter.paths());
-            sources.add_named(&origin, beside(&tokenizer_files, dir));
+            for dir in dirs {
+                sources.add_named(&origin, beside(&tokenizer_files, dir));
+            }
         }
         let (merge_plan, blueprint) = MergePlan::new(opened, blueprint)?;
         let (end_tokens, mut notes) = check_tokens(&tokenizer_files, &config, &blueprint)?;
@@ -196,6 +199,28 @@ fn beside(tokenizer_files: &TokenizerFiles, dir: &Path) -> impl Iterator<Item = 
     all.cloned()
 }
 
+/// An adapter in PEFT's layout, or in a GGUF file.
+fn open_adapter(
+    AdapterSource { dir, weight }: &AdapterSource,
+    config: &JsonConfig,
+) -> Result<Adapter, ExportError> {
+    if !is_gguf(dir) {
+        return Ok(Adapter::open(dir, *weight)?);
+    }
+    let text = config.section(architectures::TEXT)?;
+    let config = text.as_ref().unwrap_or(config);
+    let share = || Ok(config.size("hidden_size")? / config.size("num_attention_heads")?);
+    let head_dim = config.optional_size("head_dim")?.map_or_else(share, Ok::<_, JsonConfigError>)?;
+    Ok(Adapter::open_gguf(dir, *weight, head_dim)?)
+}
+
+/// Where an adapter may have a tokenizer: beside it, and in the directory that was named if it is in a subfolder.
+fn adapter_dirs<'a>(source: &'a AdapterSource, adapter: &'a Adapter) -> Vec<&'a Path> {
+    let mut dirs = vec![adapter.dir(), &source.dir];
+    dirs.dedup();
+    dirs
+}
+
 /// What the directory of an adapter is called in provenance.
 fn adapter_origin(number: usize) -> String {
     if number == 0 { "adapter".into() } else { format!("adapter{}", number + 1) }
@@ -206,27 +231,21 @@ fn check_tokens(
     tokenizer_files: &TokenizerFiles,
     config: &JsonConfig,
     blueprint: &Blueprint,
-) -> Result<(Vec<u32>, Vec<String>), JsonConfigError> {
+) -> Result<(Vec<u32>, Vec<String>), ExportError> {
     let vocab = blueprint.dims.vocab;
     let (mut named, mut notes) = (end_tokens(&tokenizer_files.generations, config)?, Vec::new());
-    match SourceTokenizer::open(&tokenizer_files.tokenizer) {
-        Err(error) => notes.push(format!("a server cannot use this tokenizer: {error}")),
-        Ok(tokenizer) => {
-            for dir in &tokenizer_files.configured {
-                match tokenizer.end_token(dir, blueprint.architecture) {
-                    Ok(id) => named.extend(id.filter(|id| !named.contains(id))),
-                    Err(error) => notes.push(format!("a server cannot use this tokenizer: {error}")),
-                }
-            }
-            let beyond = tokenizer.beyond(vocab);
-            if let Some((id, token)) = beyond.first() {
-                let count = beyond.len();
-                notes.push(format!(
-                    "the model has {vocab} token ids, and {count} of the tokenizer's are beyond them, from {id} ({token:?}) on: \
-                     a prompt with one of them is rejected"
-                ));
-            }
-        }
+    let tokenizer = SourceTokenizer::open(&tokenizer_files.tokenizer)?;
+    for dir in &tokenizer_files.configured {
+        let id = tokenizer.end_token(dir, blueprint.architecture)?;
+        named.extend(id.filter(|id| !named.contains(id)));
+    }
+    let beyond = tokenizer.beyond(vocab);
+    if let Some((id, token)) = beyond.first() {
+        let count = beyond.len();
+        notes.push(format!(
+            "the model has {vocab} token ids, and {count} of the tokenizer's are beyond them, from {id} ({token:?}) on: a prompt \
+             with one of them is rejected"
+        ));
     }
     let left_out = named.extract_if(.., |id| *id as usize >= vocab);
     notes.extend(left_out.map(|id| format!("end token {id} is left out: the vocabulary has {vocab} tokens")));

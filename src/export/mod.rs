@@ -7,7 +7,8 @@
 //! adapter ───────► adapter ───────┘              ──► weights ──► write_weights ──► model.onnx.data
 //! ```
 //!
-//! A GGUF file is read as such a checkpoint (`gguf`).
+//! A GGUF file is read as such a checkpoint (`gguf`), PyTorch's `.bin` files as such tensors (`torch`), other
+//! tokenizers as `tokenizer.json` (`tokenizer`).
 //!
 //! All errors are found before anything is written, except for weights that are not finite. Then the layout of the data file
 //! is fixed, and a pool of threads fills it a few megabytes at a time, so that a model far larger than memory can be
@@ -73,13 +74,16 @@ mod staging;
 mod stored_type;
 mod supported_heads;
 mod temp_dir;
+mod tensor_names;
 mod tensors;
 mod tensors_error;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 mod tokenizer_files;
+mod torch;
 mod weights;
 mod write_weights;
 
@@ -99,6 +103,7 @@ pub use self::{
     run::{Report, export, fingerprint},
     staging::{Existing, StagingError},
     tensors_error::TensorsError,
+    tokenizer::TokenizerError,
     tokenizer_files::TokenizerFilesError,
     weights::WeightsError,
     write_weights::WriteWeightsError,

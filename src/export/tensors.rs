@@ -42,6 +42,38 @@ pub(super) struct StoredTensor {
     pub row_order: RowOrder,
     /// What the file has added to every number.
     pub offset: f32,
+    /// Sizes and strides of the dimensions to go through, where elements do not follow one another.
+    pub view: Option<Vec<(usize, usize)>>,
+}
+
+impl StoredTensor {
+    /// A tensor of `shape` in float32 at the start of a file, without elements yet.
+    pub(super) const fn plain(shape: Vec<usize>) -> Self {
+        Self {
+            shape,
+            stored_type: Ok(StoredType::F32),
+            start: 0,
+            bytes: 0,
+            row_order: RowOrder::Checkpoint,
+            offset: 0.0,
+            view: None,
+        }
+    }
+}
+
+/// Where elements `range` of a view are in the file's order, smallest first, each with its number in the range.
+fn places(view: &[(usize, usize)], range: Range<usize>) -> Vec<(usize, usize)> {
+    let place = |element: usize| {
+        let mut rest = element;
+        view.iter().rev().fold(0, |place, (size, stride)| {
+            let index = rest % size;
+            rest /= size;
+            place + index * stride
+        })
+    };
+    let mut places: Vec<_> = range.map(place).zip(0..).collect();
+    places.sort_unstable();
+    places
 }
 
 /// The order of a matrix's rows in a file.
@@ -78,9 +110,7 @@ impl TensorFile {
             stored_type: stored_type(info.dtype).ok_or(info.dtype),
             start: data_start + info.data_offsets.0 as u64,
             bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
-            shape: info.shape,
-            row_order: RowOrder::Checkpoint,
-            offset: 0.0,
+            ..StoredTensor::plain(info.shape)
         };
         let tensors = tensors.into_iter().map(|(name, info)| (name, stored(info))).collect();
         Ok(Self::new(path, file, tensors))
@@ -238,7 +268,11 @@ impl TensorFile {
 
     /// Reads elements `range` of a tensor whose elements are bytes.
     pub(super) fn read_bytes(&self, tensor: &str, range: Range<usize>) -> Result<Vec<u8>, TensorsError> {
-        self.read_parts(tensor, range, &[Dtype::U8, Dtype::I8, Dtype::F8_E4M3, Dtype::F8_E5M2])
+        self.read_parts(
+            tensor,
+            range,
+            &[Dtype::U8, Dtype::I8, Dtype::F8_E4M3, Dtype::F8_E5M2, Dtype::F8_E8M0],
+        )
     }
 
     /// Reads elements `range` of a tensor of 32-bit words.
@@ -276,6 +310,9 @@ impl TensorFile {
         blocks: Range<usize>,
     ) -> Result<Vec<u8>, TensorsError> {
         let failed = |source| TensorsError::Read { path: self.path.clone(), source };
+        if let Some(view) = &stored.view {
+            return self.read_view((stored, view), block_bytes, blocks).map_err(failed);
+        }
         if (blocks.end as u64).saturating_mul(block_bytes as u64) > stored.bytes {
             return Err(failed(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -284,10 +321,34 @@ impl TensorFile {
         self.file.read_exact_at(&mut bytes, offset).map_err(failed)?;
         Ok(bytes)
     }
+
+    /// Elements `range` of a tensor that is a view: a transposed matrix or a slice. Neighbours in the file are read at once.
+    fn read_view(
+        &self,
+        (stored, view): (&StoredTensor, &[(usize, usize)]),
+        size: usize,
+        range: Range<usize>,
+    ) -> io::Result<Vec<u8>> {
+        if range.end > stored.shape.iter().product::<usize>() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut bytes = vec![0; range.len() * size];
+        let mut piece = Vec::new();
+        let places = places(view, range);
+        for run in places.chunk_by(|one, next| next.0 - one.0 <= 1) {
+            let (first, last) = (run[0].0, run[run.len() - 1].0);
+            piece.resize((last - first + 1) * size, 0);
+            self.file.read_exact_at(&mut piece, stored.start + (first * size) as u64)?;
+            for (place, at) in run {
+                bytes[at * size..][..size].copy_from_slice(&piece[(place - first) * size..][..size]);
+            }
+        }
+        Ok(bytes)
+    }
 }
 
 /// The types of safetensors that weights have.
-fn stored_type(dtype: Dtype) -> Option<StoredType> {
+pub(super) fn stored_type(dtype: Dtype) -> Option<StoredType> {
     match dtype {
         Dtype::F32 => Some(StoredType::F32),
         Dtype::F16 => Some(StoredType::F16),

@@ -1,10 +1,10 @@
-//! Why a safetensors file cannot be used.
+//! Why a file of tensors cannot be used.
 
 use std::{io, path::PathBuf};
 
 use safetensors::tensor::TensorInfo;
 
-/// Why a safetensors file cannot be used.
+/// Why a file of tensors cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorsError {
     /// It is missing or cannot be read.
@@ -66,6 +66,36 @@ pub enum TensorsError {
         described: u64,
         /// Its length.
         file_bytes: u64,
+    },
+    /// A file of PyTorch before version 1.6.
+    #[error(
+        "{}: it is a bare pickle, as PyTorch wrote before version 1.6, and only its zip format is read; in Python, \
+         torch.save(torch.load(file, weights_only=True), file) writes that",
+        path.display()
+    )]
+    LegacyPickle {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file of PyTorch that is not complete, or contradicts itself.
+    #[error("{}: it is not a valid PyTorch file: {problem}; download it again", path.display())]
+    TorchDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A file of PyTorch that holds something other than tensors, which Python would build by running code.
+    #[error(
+        "{}: it has {found}, and only a dictionary of tensors is read, without running code; if you trust the file, load it in \
+         Python and write the tensors with safetensors.torch.save_file",
+        path.display()
+    )]
+    TorchRefused {
+        /// The file.
+        path: PathBuf,
+        /// What it has.
+        found: String,
     },
     /// A tensor of a type that weights do not have.
     #[error(

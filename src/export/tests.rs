@@ -21,6 +21,9 @@ use crate::{
 
 const INT4: Quantization = Quantization { bits: 4, block_size: 32, zero_points: false, accuracy_level: 4 };
 
+/// The least that a server can use.
+const TOKENIZER: &str = r#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
+
 struct Tiny {
     dir: TempDir,
     options: Options,
@@ -40,7 +43,7 @@ impl Tiny {
         let base = dir.path().join("base");
         fs::create_dir(&base).unwrap();
         fs::write(base.join("config.json"), testing::config(tied)).unwrap();
-        fs::write(base.join("tokenizer.json"), "{}").unwrap();
+        fs::write(base.join("tokenizer.json"), TOKENIZER).unwrap();
         testing::write(&base.join("model.safetensors"), &testing::tensors(tied));
         let source = Source::Checkpoint { base, adapters: Vec::new() };
         let output = dir.path().join("out/model");
@@ -79,7 +82,7 @@ fn the_directory_holds_a_manifest_that_can_be_read_back() {
     assert_eq!(manifest.quantization, Some(INT4));
     let sources: Vec<_> = manifest.provenance.sources.iter().map(|source| &*source.path).collect();
     assert_eq!(sources, ["base/config.json", "base/model.safetensors", "base/tokenizer.json"]);
-    assert_eq!(tiny.read("tokenizer.json"), b"{}");
+    assert_eq!(tiny.read("tokenizer.json"), TOKENIZER.as_bytes());
     assert_eq!(tiny.left_over(), std::slice::from_ref(&tiny.options.output));
 }
 
@@ -245,7 +248,7 @@ fn a_fingerprint_changes_with_content_and_options_but_not_with_places() {
     assert_ne!(fingerprint(&wider).unwrap(), original);
     let kept = Storage { keep: vec!["lm_head=none".parse().unwrap()], ..int4() };
     assert_ne!(fingerprint(&Options { weights: kept, ..one.options.clone() }).unwrap(), original);
-    fs::write(other.base("tokenizer.json"), "{ }").unwrap();
+    fs::write(other.base("tokenizer.json"), format!("{TOKENIZER} ")).unwrap();
     assert_ne!(fingerprint(&other.options).unwrap(), original);
 }
 

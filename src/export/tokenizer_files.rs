@@ -12,10 +12,12 @@ use std::{
 
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::{
     json_config::{JsonConfig, JsonConfigError},
     staging::{Staging, StagingError},
+    tokenizer::{self, OtherTokenizer, TokenizerError},
 };
 use crate::{
     files,
@@ -32,18 +34,14 @@ const TEMPLATES: [(&str, &str); 2] = [(TEMPLATE, "default"), (TOOL_TEMPLATE, "to
 /// Why the files beside the weights cannot be copied.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerFilesError {
-    /// The tokenizer is only there in SentencePiece's format.
+    /// The tokenizer is in other files, which cannot be converted.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The tokenizer is missing.
     #[error(
-        "{}: only tokenizer.model is there, and {TOKENIZER} is needed; in Python, \
-         AutoTokenizer.from_pretrained(dir).save_pretrained(dir) writes it",
+        "{}: {TOKENIZER} is not there, nor tokenizer.model, vocab.json with merges.txt, or tekken.json; download the whole checkpoint",
         dir.display()
     )]
-    OnlySentencePiece {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// The tokenizer is missing.
-    #[error("{}: {TOKENIZER} is not there; download the whole checkpoint", dir.display())]
     NoTokenizer {
         /// The directory.
         dir: PathBuf,
@@ -79,13 +77,18 @@ pub(super) struct TokenizerFiles {
     pub configured: Vec<PathBuf>,
     /// The tokenizer.
     pub tokenizer: PathBuf,
+    /// Where it is if it was converted from other files, removed with this.
+    _converted: Option<TempDir>,
 }
 
 impl TokenizerFiles {
-    /// Looks in `dirs`, the first that has a file wins.
-    pub(super) fn find(dirs: &[&Path]) -> Result<Self, TokenizerFilesError> {
+    /// Looks in `dirs`, the first that has a file wins; `model_type` is the base's.
+    pub(super) fn find(dirs: &[&Path], model_type: &str) -> Result<Self, TokenizerFilesError> {
         let first = |name: &'static str| dirs.iter().find_map(|dir| file(dir, name));
-        let tokenizer = first(TOKENIZER).ok_or_else(|| no_tokenizer(dirs))?;
+        let other = find_other(dirs);
+        let converted = other.as_ref().map(|other| other.convert(model_type)).transpose()?;
+        let converted_file = converted.as_ref().map(|dir| (TOKENIZER, dir.path().join(TOKENIZER)));
+        let tokenizer = converted_file.or_else(|| first(TOKENIZER)).ok_or_else(|| no_tokenizer(dirs))?;
         let config = first(TOKENIZER_CONFIG);
         // One belongs to the other: an older map would take the tokens of a newer configuration away.
         let map = match &config {
@@ -99,6 +102,7 @@ impl TokenizerFiles {
         let Found { copied: templates, written, mut read } = find_templates(dirs)?;
         let copied = [Some(tokenizer.clone()), config, map, first(GENERATION_CONFIG)].into_iter().flatten();
         let copied: Vec<_> = copied.chain(templates).collect();
+        read.extend(other.iter().flat_map(|other| other.files().iter().cloned()));
         // Every directory may name end tokens.
         for other in [GENERATION_CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP].into_iter().flat_map(all) {
             if !copied.contains(&other) && !read.contains(&other) {
@@ -107,8 +111,15 @@ impl TokenizerFiles {
         }
         let configured = dirs.iter().filter(|dir| file(dir, TOKENIZER_CONFIG).is_some());
         let configured = configured.map(|dir| dir.to_path_buf()).collect();
-        let found =
-            Self { copied, written, read, generations: Vec::new(), configured, tokenizer: tokenizer.1 };
+        let found = Self {
+            copied,
+            written,
+            read,
+            generations: Vec::new(),
+            configured,
+            tokenizer: tokenizer.1,
+            _converted: converted,
+        };
         found.check_sizes()?;
         let generations = all(GENERATION_CONFIG).map(|(_, path)| JsonConfig::read(&path));
         Ok(Self { generations: generations.collect::<Result<_, _>>()?, ..found })
@@ -152,6 +163,7 @@ fn size_limit(name: &str) -> Bytes {
     match name {
         TOKENIZER => MAX_TOKENIZER,
         TEMPLATE | TOOL_TEMPLATE => MAX_TEMPLATE,
+        _ if tokenizer::is_vocabulary(name) => tokenizer::MAX_FILE,
         _ => files::MAX_JSON,
     }
 }
@@ -164,10 +176,20 @@ fn check_json(path: &Path, max: Bytes) -> Result<(), TokenizerFilesError> {
     Ok(parsed.map(drop).map_err(|source| JsonConfigError::Parse { path: path.into(), source })?)
 }
 
-fn no_tokenizer(dirs: &[&Path]) -> TokenizerFilesError {
-    if let Some(dir) = dirs.iter().find(|dir| files::exists(&dir.join("tokenizer.model"))) {
-        return TokenizerFilesError::OnlySentencePiece { dir: dir.to_path_buf() };
+/// The tokenizer of the first directory that has one, if that is not in `tokenizer.json`.
+fn find_other(dirs: &[&Path]) -> Option<OtherTokenizer> {
+    for dir in dirs {
+        if file(dir, TOKENIZER).is_some() {
+            return None;
+        }
+        if let Some(other) = OtherTokenizer::find(dir) {
+            return Some(other);
+        }
     }
+    None
+}
+
+fn no_tokenizer(dirs: &[&Path]) -> TokenizerFilesError {
     TokenizerFilesError::NoTokenizer { dir: dirs.last().map(|dir| dir.to_path_buf()).unwrap_or_default() }
 }
 
@@ -235,7 +257,7 @@ mod tests {
     fn written(dirs: &[&Path], name: &str) -> Option<String> {
         let out = tempfile::tempdir().unwrap();
         let staging = Staging::new(&out.path().join("model"), Existing::Keep).unwrap();
-        TokenizerFiles::find(dirs).unwrap().write(&staging).unwrap();
+        TokenizerFiles::find(dirs, "llama").unwrap().write(&staging).unwrap();
         fs::read_to_string(staging.path(name)).ok()
     }
 
@@ -259,14 +281,14 @@ mod tests {
         assert_eq!(written(&dirs, TOOL_TEMPLATE).unwrap(), "t");
         let neither = r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#;
         let base = dir(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, neither)]);
-        let message = TokenizerFiles::find(&[base.path()]).unwrap_err().to_string();
+        let message = TokenizerFiles::find(&[base.path()], "llama").unwrap_err().to_string();
         assert!(message.contains("default or tool_use"), "{message}");
     }
 
     #[test]
     fn a_template_of_a_processor_and_templates_in_files_are_copied() {
         let base = dir(&[(TOKENIZER, "{}"), (PROCESSOR_TEMPLATE, r#"{"chat_template": "p"}"#)]);
-        let found = TokenizerFiles::find(&[base.path()]).unwrap();
+        let found = TokenizerFiles::find(&[base.path()], "llama").unwrap();
         assert!(found.paths().any(|(name, _)| *name == PROCESSOR_TEMPLATE), "it is a source");
         assert_eq!(written(&[base.path()], TEMPLATE).unwrap(), "p");
         fs::write(base.path().join(TOKENIZER_CONFIG), r#"{"chat_template": "c"}"#).unwrap();
@@ -291,7 +313,7 @@ mod tests {
     fn a_model_may_have_neither_template_nor_generation_settings() {
         let base = dir(&[(TOKENIZER, "{}")]);
         assert_eq!(written(&[base.path()], TEMPLATE), None);
-        assert!(TokenizerFiles::find(&[base.path()]).unwrap().generations.is_empty());
+        assert!(TokenizerFiles::find(&[base.path()], "llama").unwrap().generations.is_empty());
     }
 
     #[test]
@@ -299,7 +321,7 @@ mod tests {
         for name in [TOKENIZER_CONFIG, TEMPLATE, GENERATION_CONFIG, PROCESSOR_TEMPLATE] {
             let base = dir(&[(TOKENIZER, "{}")]);
             std::fs::File::create(base.path().join(name)).unwrap().set_len(100 << 30).unwrap();
-            let error = TokenizerFiles::find(&[base.path()]).unwrap_err().to_string();
+            let error = TokenizerFiles::find(&[base.path()], "llama").unwrap_err().to_string();
             assert!(
                 error.contains(name) && (error.contains("100 GiB") || error.contains("larger than")),
                 "{error}"
@@ -308,9 +330,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tokenizer_in_another_format_is_refused_with_the_way_out() {
-        let error = |files| TokenizerFiles::find(&[dir(files).path()]).unwrap_err().to_string();
-        assert!(error(&[("tokenizer.model", "")]).contains("save_pretrained"));
+    fn a_tokenizer_that_is_missing_or_damaged_is_refused() {
+        let error = |files| TokenizerFiles::find(&[dir(files).path()], "llama").unwrap_err().to_string();
+        assert!(
+            error(&[("tokenizer.model", "\u{7}damaged")])
+                .contains("tokenizer.model: it is not a valid tokenizer")
+        );
+        assert!(error(&[("vocab.json", "{}")]).contains("tokenizer.json is not there"));
         assert!(error(&[]).contains("tokenizer.json is not there"));
     }
 }

@@ -22,6 +22,14 @@ impl SourceTokenizer {
         files::read_tokenizer_file(path).map(Self)
     }
 
+    /// Reads a `tokenizer.json` that was made from the file at `path`.
+    ///
+    /// # Errors
+    /// [`TextError`] when a server could not use it.
+    pub fn parse(path: &Path, json: &[u8]) -> Result<Self, TextError> {
+        files::parse_tokenizer(path, json).map(Self)
+    }
+
     /// The id of the `eos_token` that the settings in `dir` name, for a model of `architecture`.
     ///
     /// # Errors

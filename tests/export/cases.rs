@@ -104,7 +104,7 @@ fn packed_weights_are_the_numbers_that_they_stand_for() {
     let mut cases: Vec<_> =
         fs::read_dir(root().join(PACKED)).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();
-    assert!(cases.len() >= 11, "{cases:?}");
+    assert!(cases.len() >= 16, "{cases:?}");
     for case in cases {
         let dir = tempfile::tempdir().unwrap();
         let (base, model) = (dir.path().join("base"), dir.path().join("model"));
@@ -114,7 +114,10 @@ fn packed_weights_are_the_numbers_that_they_stand_for() {
         }
         fs::copy(root().join("tests/fixtures/llama/base/tokenizer.json"), base.join("tokenizer.json"))
             .unwrap();
-        let exported = run(&["export", "--base", argument(&base), "--out", argument(&model)]);
+        let adapter = case.join("adapter");
+        let flags = if adapter.is_dir() { vec!["--adapter", argument(&adapter)] } else { Vec::new() };
+        let base_only = ["export", "--base", argument(&base), "--out", argument(&model)];
+        let exported = run(&[&base_only[..], &flags].concat());
         let said = text(&exported.stdout);
         assert!(exported.status.success(), "{}: {}", case.display(), text(&exported.stderr));
         assert!(said.contains("the base's weights are packed"), "{}: {said}", case.display());

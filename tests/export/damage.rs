@@ -265,15 +265,15 @@ const SHARDS: &[Damage] = &[
 ];
 
 const FORMATS: &[Damage] = &[
-    ("only a pickle", |dir| only(dir, "pytorch_model.bin"), &["pytorch_model.bin", "save_pretrained"]),
+    ("a wrong name", |dir| only(dir, "pytorch_model.bin"), &["pytorch_model.bin", "PyTorch file"]),
     ("only a GGUF file", |dir| only(dir, "llama.Q4_K_M.gguf"), &["llama.Q4_K_M.gguf", "safetensors"]),
     ("no weights", |dir| fs::remove_file(dir.join(MODEL)).unwrap(), &["neither model.safetensors nor"]),
     (
-        "only a SentencePiece tokenizer",
+        "a tokenizer.json as tokenizer.model",
         |dir| {
             fs::rename(dir.join("base/tokenizer.json"), dir.join("base/tokenizer.model")).unwrap();
         },
-        &["only tokenizer.model", "save_pretrained"],
+        &["tokenizer.model", "not a valid tokenizer"],
     ),
     (
         "GPTQ in three bits",
@@ -297,11 +297,6 @@ const FORMATS: &[Damage] = &[
         "packed weights that config.json does not mention",
         |dir| rename(&dir.join(MODEL), QUERY, "model.layers.0.self_attn.q_proj.qweight"),
         &["q_proj.qweight", "quantization_config", "--quantize"],
-    ),
-    (
-        "only a pickle of an adapter",
-        |dir| fs::rename(dir.join(ADAPTER), dir.join("adapter/adapter_model.bin")).unwrap(),
-        &["adapter_model.bin", "save_pretrained"],
     ),
 ];
 

@@ -301,6 +301,15 @@ fn seeds(target: &str) -> Seeds {
             let bytes = names.map(|name| std::fs::read(file(name)).unwrap()).into();
             Seeds { json: Vec::new(), encode: text, bytes }
         }
+        "torch_file" => {
+            let files = ["views.bin", "adapter/adapter_model.bin"];
+            let read = |name| std::fs::read(root().join("tests/fixtures/torch").join(name)).unwrap();
+            Seeds { json: Vec::new(), encode: text, bytes: files.map(read).into() }
+        }
+        "sentence_piece" => {
+            let small = std::fs::read(root().join("tests/fixtures/tokenizers/small.model")).unwrap();
+            Seeds { json: Vec::new(), encode: text, bytes: vec![small] }
+        }
         "manifest" => documents(vec![exported().0]),
         "graph" => Seeds { json: Vec::new(), encode: text, bytes: vec![exported().1] },
         unknown => panic!("{unknown} has no seeds"),

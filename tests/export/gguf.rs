@@ -31,14 +31,31 @@ fn export(base: &Path, out: &Path, flags: &[&str]) {
     assert!(done.status.success(), "{}", text(&done.stderr));
 }
 
+/// The same of tests/fixtures/architectures.
+fn further() -> Vec<(&'static str, Value)> {
+    let none = json!({});
+    let plain = ["arcee", "cohere", "gemma", "granite", "nemotron", "olmo2", "phi", "seed_oss", "stablelm"];
+    let mut all: Vec<_> = plain.map(|name| (name, none.clone())).into();
+    // llama.cpp knows the layers of SmolLM3, and no window of StarCoder 2.
+    all.push(("smollm3", json!({ "no_rope_layers": null })));
+    all.push(("starcoder2", json!({ "sliding_window": null })));
+    all
+}
+
 #[test]
 fn an_export_of_a_gguf_file_has_the_graph_and_the_weights_of_its_checkpoint() {
-    for (name, fields) in same() {
+    let models = same().map(|(name, fields)| ("models", name, fields));
+    let further = further().into_iter().map(|(name, fields)| ("architectures", name, fields));
+    for (folder, name, fields) in models.into_iter().chain(further) {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = dir.path().join("checkpoint");
         fs::create_dir(&checkpoint).unwrap();
         for part in ["base", "adapter"] {
-            copy(&root().join("tests/fixtures/models").join(name).join(part), &checkpoint.join(part));
+            copy(&root().join("tests/fixtures").join(folder).join(name).join(part), &checkpoint.join(part));
+        }
+        let tokenizer = checkpoint.join("base/tokenizer.json");
+        if !tokenizer.exists() {
+            fs::copy(root().join("tests/fixtures/llama/base/tokenizer.json"), tokenizer).unwrap();
         }
         let config = checkpoint.join("base/config.json");
         let edited = with(serde_json::from_slice(&fs::read(&config).unwrap()).unwrap(), &fields);
@@ -57,6 +74,32 @@ fn an_export_of_a_gguf_file_has_the_graph_and_the_weights_of_its_checkpoint() {
                 assert!(read(&one) == read(&other), "{name}: {part} of {kind} differs");
             }
         }
+    }
+}
+
+#[test]
+fn an_adapter_in_a_gguf_file_changes_the_weights_as_the_same_adapter_of_peft() {
+    for (folder, name) in [("models", "llama3-rope"), ("architectures", "starcoder2")] {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
+        let fixture = root().join("tests/fixtures").join(folder).join(name);
+        copy(&fixture.join("base"), &base);
+        if !base.join("tokenizer.json").exists() {
+            fs::copy(root().join("tests/fixtures/llama/base/tokenizer.json"), base.join("tokenizer.json"))
+                .unwrap();
+        }
+        let adapter = root().join(format!("tests/fixtures/gguf/{name}-adapter.gguf"));
+        let weights = |adapter: &Path, out: &str| {
+            let out = dir.path().join(out);
+            export(&base, &out, &["--adapter", argument(adapter)]);
+            fs::read(out.join("model.onnx.data")).unwrap()
+        };
+        assert!(weights(&adapter, "gguf") == weights(&fixture.join("adapter"), "peft"), "{name}");
+        // A whole model is not an adapter.
+        let (model, out) = (root().join("tests/fixtures/gguf/llama3-rope.gguf"), dir.path().join("out"));
+        let mut command = eka(&["export", "--base", argument(&base), "--out", argument(&out)]);
+        let done = finish(command.args(["--adapter", argument(&model)]));
+        assert!(text(&done.stderr).contains("general.type"), "{}", text(&done.stderr));
     }
 }
 

@@ -1,4 +1,4 @@
-//! `eka export`: adapters, GGUF files, weight formats, damaged sources, full disks, kills.
+//! `eka export`: adapters, GGUF and PyTorch files, weight formats, damaged sources, full disks, kills.
 
 mod adapters;
 mod cases;
@@ -8,4 +8,5 @@ mod fuzz;
 mod gguf;
 mod kill;
 mod reproducible;
+mod torch_files;
 mod weight_formats;

@@ -10,7 +10,7 @@ use super::{
     target_modules::{ModuleKind, TargetModule},
     tensors::{Module, Part},
 };
-use crate::export::{checkpoint::canonical, tensors::TensorFile};
+use crate::export::{tensor_names::canonical, tensors::TensorFile};
 
 impl Adapter {
     /// Its changes to the module at `place`, each with whether it applies to the bias.
@@ -142,7 +142,7 @@ impl Adapter {
             for prefix in &prefixes {
                 excluded |= self.settings.targets.exclusion(&format!("{prefix}{place}"))?.is_some();
             }
-            if !excluded && ends_with(place, name) {
+            if !excluded && ends_with(place, &name) {
                 return Ok(true);
             }
         }

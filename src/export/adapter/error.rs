@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::export::{json_config::JsonConfigError, tensors_error::TensorsError};
+use crate::export::{GgufError, json_config::JsonConfigError, tensors_error::TensorsError};
 
 /// The file with an adapter's configuration.
 pub(in crate::export) const CONFIG: &str = "adapter_config.json";
@@ -16,6 +16,9 @@ pub enum AdapterError {
     /// Its tensors cannot be used.
     #[error(transparent)]
     Tensors(#[from] TensorsError),
+    /// Its GGUF file cannot be used.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// One of its patterns is not a valid regular expression.
     #[error("{}: {field} has the pattern {pattern:?}: {source}; fix the pattern in that file", path.display())]
     Pattern {
@@ -28,15 +31,16 @@ pub enum AdapterError {
         /// The syntax error.
         source: Box<fancy_regex::Error>,
     },
-    /// There is only a pickle.
+    /// Its directory has adapters in several subfolders.
     #[error(
-        "{}: only adapter_model.bin is there, a format that can run code when it is opened; in Python, load the adapter \
-         with PeftModel.from_pretrained and call save_pretrained, which writes safetensors",
-        dir.display()
+        "{}: there is no {CONFIG}, and {} of its subfolders have one: {}; name one of them",
+        dir.display(), found.len(), found.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
-    OnlyPickle {
+    SeveralInDir {
         /// The directory.
         dir: PathBuf,
+        /// The subfolders.
+        found: Vec<PathBuf>,
     },
     /// It holds no tensors.
     #[error("{}: it holds no tensors; nothing would be merged", path.display())]

@@ -12,11 +12,13 @@ use super::{
     tensors::{self, Module, Part},
 };
 use crate::{
-    export::{json_config::JsonConfig, tensors::TensorFile},
+    export::{gguf::GgufLora, json_config::JsonConfig, tensors::TensorFile, torch},
+    files,
     manifest::AdapterSummary,
 };
 
-pub(super) const TENSORS: &str = "adapter_model.safetensors";
+/// The file of its tensors, and what PEFT falls back to.
+const TENSORS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 /// An adapter, open.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(in crate::export) struct Adapter {
     pub(super) settings: AdapterConfig,
     pub(super) file: Arc<TensorFile>,
     pub(super) modules: BTreeMap<String, Module>,
+    /// The files that it was read from.
+    paths: Vec<PathBuf>,
 }
 
 /// Whether `config` are settings of an adapter that can be merged.
@@ -35,21 +39,39 @@ pub(in crate::export) fn check_settings(config: &JsonConfig) -> Result<(), Adapt
 }
 
 impl Adapter {
-    /// Opens the adapter in `dir`, checks its settings and reads its header.
+    /// Opens the adapter in `dir`, or in its only subfolder with one, checks its settings and reads its header.
     pub(in crate::export) fn open(dir: &Path, weight: f32) -> Result<Self, AdapterError> {
+        let dir = find_dir(dir)?;
         let settings = AdapterConfig::read(&JsonConfig::read(&dir.join(CONFIG))?)?;
-        let path = dir.join(TENSORS);
-        if !path.exists() && dir.join("adapter_model.bin").exists() {
-            return Err(AdapterError::OnlyPickle { dir: dir.into() });
-        }
-        let file = TensorFile::open(&path)?;
+        let [safetensors, torch] = TENSORS.map(|name| dir.join(name));
+        let is_torch = !files::exists(&safetensors) && files::exists(&torch);
+        let file = torch::open(if is_torch { &torch } else { &safetensors })?;
         let modules = tensors::read(&file)?;
-        Ok(Self { dir: dir.into(), weight, settings, file: Arc::new(file), modules })
+        let paths = vec![dir.join(CONFIG), file.path().to_owned()];
+        Ok(Self { dir, weight, settings, file: Arc::new(file), modules, paths })
+    }
+
+    /// Opens the adapter in the GGUF file at `path`, for a base whose heads have `head_dim` dimensions.
+    pub(in crate::export) fn open_gguf(
+        path: &Path,
+        weight: f32,
+        head_dim: usize,
+    ) -> Result<Self, AdapterError> {
+        let GgufLora { file, config } = GgufLora::open(path, head_dim)?;
+        let settings = AdapterConfig::read(&JsonConfig::parse(path, &config)?)?;
+        let modules = tensors::read(&file)?;
+        let paths = vec![path.to_owned()];
+        Ok(Self { dir: path.into(), weight, settings, file: Arc::new(file), modules, paths })
+    }
+
+    /// The directory that it is in.
+    pub(in crate::export) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The files that it was read from.
-    pub(in crate::export) fn paths(&self) -> [PathBuf; 2] {
-        [self.dir.join(CONFIG), self.file.path().to_owned()]
+    pub(in crate::export) fn paths(&self) -> Vec<PathBuf> {
+        self.paths.clone()
     }
 
     /// Names of its tensors that the merge does not use: they are computed and not trained, or for vision or audio.
@@ -85,5 +107,25 @@ impl Adapter {
         let products = [Part::LoraA, Part::LoraB, Part::EmbeddingA, Part::EmbeddingB];
         let has = |module: &Module| products.iter().any(|part| module.parts.contains_key(part));
         self.modules.get(module).is_some_and(has)
+    }
+}
+
+/// PEFT saves an adapter with a name into a subfolder of that name. One is taken, of several the user must say which.
+fn find_dir(dir: &Path) -> Result<PathBuf, AdapterError> {
+    if files::exists(&dir.join(CONFIG)) {
+        return Ok(dir.into());
+    }
+    let entries = dir.read_dir().into_iter().flatten().filter_map(Result::ok);
+    let mut found: Vec<_> =
+        entries.map(|entry| entry.path()).filter(|path| files::exists(&path.join(CONFIG))).collect();
+    found.sort();
+    match (found.pop(), found.is_empty()) {
+        (Some(only), true) => Ok(only),
+        // The error is that of the missing file.
+        (None, _) => Ok(dir.into()),
+        (Some(last), false) => {
+            found.push(last);
+            Err(AdapterError::SeveralInDir { dir: dir.into(), found })
+        }
     }
 }

@@ -1,17 +1,34 @@
 //! What an adapter's tensors are, by their names.
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::AdapterError;
 use crate::export::{
-    checkpoint::{canonical, is_buffer, is_of_a_sense},
+    tensor_names::{canonical, is_buffer, is_of_a_sense, unwrapped},
     tensors::TensorFile,
     tensors_error::TensorsError,
 };
 use crate::manifest::MAX_DIMENSION;
 
-/// What PEFT puts before the names of the base's modules.
+/// What PEFT puts before the names of the base's modules, once for each wrapper of its own.
 const MODEL: &str = "base_model.model.";
+
+/// The adapter's name unless a training chose another. PEFT leaves it out when it saves.
+const DEFAULT_NAME: &str = "default";
+
+/// Modules of PEFT that have one entry for each adapter.
+const PER_ADAPTER: [&str; 7] = [
+    "lora_A",
+    "lora_B",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "modules_to_save",
+    "trainable_tokens_delta",
+];
 
 /// The role of a tensor in its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,16 +83,43 @@ pub(super) struct Module {
     pub parts: BTreeMap<Part, String>,
 }
 
-/// The module and which of its parts a tensor is.
-fn parse(tensor: &str) -> Option<(String, Part)> {
-    const ADAPTER: &str = "default";
-    let mut path: Vec<&str> = tensor.strip_prefix(MODEL)?.split('.').collect();
-    // Some programs leave the adapter's own name in the tensor's name, last or before the kind.
-    if let Some(place) = path.iter().rposition(|part| *part == ADAPTER)
-        && place + 2 >= path.len()
-    {
-        path.remove(place);
+/// The name of a tensor as in the base, without PEFT's own prefix.
+fn in_base(tensor: &str) -> Cow<'_, str> {
+    let strip = |name: &str| {
+        let mut rest = name;
+        while let Some(inner) = rest.strip_prefix(MODEL) {
+            rest = inner;
+        }
+        name.len() - rest.len()
+    };
+    match unwrapped(tensor) {
+        Cow::Borrowed(name) => name[strip(name)..].into(),
+        Cow::Owned(name) => name[strip(&name)..].to_owned().into(),
     }
+}
+
+/// The name of the adapter in the name of a tensor of a low-rank pair, which is as the training had it in memory.
+fn adapter_name(tensor: &str) -> Option<&str> {
+    let path: Vec<&str> = tensor.split('.').collect();
+    match path.as_slice() {
+        [.., "lora_A" | "lora_B", name, "weight" | "bias"] => Some(name),
+        [.., "lora_embedding_A" | "lora_embedding_B", name] => Some(name),
+        _ => None,
+    }
+}
+
+/// The module and which of its parts a tensor is; `names` are those that adapters have in this file.
+fn parse(tensor: &str, names: &BTreeSet<&str>) -> Option<(String, Part)> {
+    let tensor = in_base(tensor);
+    let mut path: Vec<&str> = Vec::new();
+    for part in tensor.split('.') {
+        let is_adapter = names.contains(part) && path.last().is_some_and(|last| PER_ADAPTER.contains(last));
+        if !is_adapter {
+            path.push(part);
+        }
+    }
+    // Of a module that is saved whole, also its own modules.
+    path.retain(|part| *part != "modules_to_save");
     let (module, part) = match path.as_slice() {
         [module @ .., "lora_A", "weight"] => (module, Part::LoraA),
         [module @ .., "lora_B", "weight"] => (module, Part::LoraB),
@@ -89,8 +133,8 @@ fn parse(tensor: &str) -> Option<(String, Part)> {
         [module @ .., "token_adapter", "base_layer", "weight"]
         | [module @ .., "base_layer" | "original_module", "weight"] => (module, Part::BaseWeight),
         [module @ .., "base_layer" | "original_module", "bias"] => (module, Part::BaseBias),
-        [module @ .., "modules_to_save", "weight"] | [module @ .., "weight"] => (module, Part::Weight),
-        [module @ .., "modules_to_save", "bias"] | [module @ .., "bias"] => (module, Part::Bias),
+        [module @ .., "weight"] => (module, Part::Weight),
+        [module @ .., "bias"] => (module, Part::Bias),
         _ => return None,
     };
     Some((module.join("."), part))
@@ -98,21 +142,23 @@ fn parse(tensor: &str) -> Option<(String, Part)> {
 
 /// Whether a text model has no use for `tensor`: buffers, which `bias: all` takes for biases, and adapters of vision or audio.
 pub(super) fn is_left_out(tensor: &str) -> bool {
-    is_buffer(tensor) || tensor.strip_prefix(MODEL).is_some_and(is_of_a_sense)
+    is_buffer(tensor) || is_of_a_sense(&in_base(tensor))
 }
 
 /// The modules of `file`, by their names without prefixes, without tensors that are left out.
 pub(super) fn read(file: &TensorFile) -> Result<BTreeMap<String, Module>, AdapterError> {
     let mut modules: BTreeMap<String, Module> = BTreeMap::new();
     let mut unknown = Vec::new();
+    let names: BTreeSet<&str> = file.names().filter_map(adapter_name).chain([DEFAULT_NAME]).collect();
     for tensor in file.names().filter(|tensor| !is_left_out(tensor)) {
-        let Some((name, part)) = parse(tensor) else {
+        let Some((name, part)) = parse(tensor, &names) else {
             unknown.push(tensor.into());
             continue;
         };
         file.check_type(tensor)?;
-        let module =
-            modules.entry(canonical(&name).into()).or_insert_with(|| Module { name, parts: BTreeMap::new() });
+        let module = modules
+            .entry(canonical(&name).into_owned())
+            .or_insert_with(|| Module { name, parts: BTreeMap::new() });
         if let Some(first) = module.parts.insert(part, tensor.into())
             && !equal((file, &first), (file, tensor))?
         {
@@ -160,6 +206,7 @@ mod tests {
     #[test]
     fn tensor_names_are_parsed_with_and_without_the_adapters_name() {
         const QUERY: &str = "model.layers.0.self_attn.q_proj";
+        let names = BTreeSet::from(["default"]);
         for (rest, expected) in [
             ("lora_A.weight", Part::LoraA),
             ("lora_B.default.weight", Part::LoraB),
@@ -180,10 +227,35 @@ mod tests {
             ("bias", Part::Bias),
         ] {
             let name = format!("base_model.model.{QUERY}.{rest}");
-            assert_eq!(parse(&name), Some((QUERY.into(), expected)), "{name}");
+            assert_eq!(parse(&name, &names), Some((QUERY.into(), expected)), "{name}");
         }
-        assert_eq!(parse("model.layers.0.self_attn.q_proj.lora_A.weight"), None);
-        assert_eq!(parse("base_model.model.lm_head.lora_something"), None);
+        assert_eq!(parse("base_model.model.lm_head.lora_something", &names), None);
+    }
+
+    #[test]
+    fn tensor_names_are_parsed_without_what_training_put_into_them() {
+        const QUERY: &str = "model.layers.0.self_attn.q_proj";
+        let names = BTreeSet::from(["default", "french"]);
+        for name in [
+            "model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+            "_fsdp_wrapped_module.base_model.model.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
+            "base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.french.weight",
+        ] {
+            assert_eq!(parse(name, &names), Some((QUERY.into(), Part::LoraA)), "{name}");
+        }
+        let of_saved = "base_model.model.model.layers.0.mlp.modules_to_save.french.up_proj.weight";
+        assert_eq!(parse(of_saved, &names), Some(("model.layers.0.mlp.up_proj".into(), Part::Weight)));
+    }
+
+    #[test]
+    fn an_adapter_may_have_any_name_and_two_that_differ_are_refused() {
+        let tensor = |name: &str| {
+            Tensor::new(&format!("base_model.model.layers.0.mlp.up_proj.lora_A.{name}.weight"), &[2])
+        };
+        assert_eq!(modules(&[tensor("french")]).unwrap().len(), 1);
+        assert!(matches!(modules(&[tensor("french"), tensor("hindi")]), Err(AdapterError::Twice { .. })));
     }
 
     #[test]

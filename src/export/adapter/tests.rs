@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{peft_adapter::TENSORS, *};
+use super::*;
 use crate::export::{
     blueprint::{Blueprint, LmHead},
     testing::{self, Tensor},
@@ -18,7 +18,7 @@ fn config(more: &str) -> String {
 fn open(dir: &Path, more: &str, tensors: &[Tensor]) -> Result<Adapter, AdapterError> {
     fs::create_dir_all(dir).unwrap();
     fs::write(dir.join(CONFIG), config(more)).unwrap();
-    testing::write(&dir.join(TENSORS), tensors);
+    testing::write(&dir.join("adapter_model.safetensors"), tensors);
     Adapter::open(dir, 1.0)
 }
 
@@ -212,10 +212,25 @@ fn adapters_are_added_up_where_that_is_a_sum_and_refused_where_not() {
 }
 
 #[test]
-fn only_a_pickle_is_refused_with_the_way_out() {
+fn an_adapter_in_a_subfolder_is_found_and_several_are_named() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join(CONFIG), config("")).unwrap();
-    fs::write(dir.path().join("adapter_model.bin"), "").unwrap();
-    let message = Adapter::open(dir.path(), 1.0).unwrap_err().to_string();
-    assert!(message.contains("save_pretrained"), "{message}");
+    let opened = || Adapter::open(dir.path(), 1.0);
+    assert!(opened().unwrap_err().to_string().contains(CONFIG));
+    let pair = |name: &str, shape: &[usize]| {
+        Tensor::new(&format!("base_model.model.layers.0.mlp.up_proj.{name}.weight"), shape)
+    };
+    for name in ["french", "hindi"] {
+        let sub = dir.path().join(name);
+        fs::create_dir(&sub).unwrap();
+        fs::write(sub.join(CONFIG), config("")).unwrap();
+        testing::write(
+            &sub.join("adapter_model.safetensors"),
+            &[pair("lora_A", &[2, 8]), pair("lora_B", &[8, 2])],
+        );
+        if name == "french" {
+            assert_eq!(opened().unwrap().dir(), sub);
+        }
+    }
+    let message = opened().unwrap_err().to_string();
+    assert!(message.contains("/french") && message.contains("/hindi"), "{message}");
 }

@@ -12,15 +12,21 @@ pub(super) struct Architecture {
     name: &'static str,
     /// What transformers calls it.
     model_type: &'static str,
-    /// The names of the norms after `attn_norm`, by their names in GGUF, which differ where a layer has four.
-    norms: &'static [(&'static str, &'static str)],
+    /// Parts of a layer that have another name than in [`MODULES`], by their names in GGUF.
+    modules: &'static [(&'static str, &'static str)],
+    /// The name of the last norm.
+    final_norm: &'static str,
     /// Rows of query and key are stored for rotation of neighbours.
     is_interleaved: bool,
+    /// A part of each head may be rotated, and the class has a default for it.
+    is_partial: bool,
     /// What norms have added, that checkpoints do not.
     norm_offset: f32,
+    /// Numbers by their keys in GGUF and their fields in a configuration.
+    numbers: &'static [(&'static str, &'static str)],
+    /// Fields for biases of query, key and value, of the attention's output, and of the MLP.
+    biases: [&'static str; 3],
 }
-
-const TWO_NORMS: &[(&str, &str)] = &[("ffn_norm", "post_attention_layernorm")];
 
 const FOUR_NORMS: &[(&str, &str)] = &[
     ("post_attention_norm", "post_attention_layernorm"),
@@ -28,21 +34,109 @@ const FOUR_NORMS: &[(&str, &str)] = &[
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
 
-/// Most of them.
-const PLAIN: Architecture =
-    Architecture { name: "", model_type: "", norms: TWO_NORMS, is_interleaved: false, norm_offset: 0.0 };
+const RMS: (&str, &str) = ("attention.layer_norm_rms_epsilon", "rms_norm_eps");
 
-const ARCHITECTURES: [Architecture; 6] = [
-    Architecture { name: "gemma2", model_type: "gemma2", norms: FOUR_NORMS, norm_offset: 1.0, ..PLAIN },
-    Architecture { name: "gemma3", model_type: "gemma3_text", norms: FOUR_NORMS, norm_offset: 1.0, ..PLAIN },
+const LAYER_NORM: &str = "attention.layer_norm_epsilon";
+
+/// Most of them.
+const PLAIN: Architecture = Architecture {
+    name: "",
+    model_type: "",
+    modules: &[],
+    final_norm: "model.norm",
+    is_interleaved: false,
+    is_partial: false,
+    norm_offset: 0.0,
+    numbers: &[RMS],
+    biases: ["attention_bias", "attention_out_bias", "mlp_bias"],
+};
+
+const ARCHITECTURES: [Architecture; 18] = [
+    Architecture { name: "arcee", model_type: "arcee", is_interleaved: true, ..PLAIN },
+    Architecture {
+        name: "command-r",
+        model_type: "cohere",
+        numbers: &[(LAYER_NORM, "layer_norm_eps"), ("logit_scale", "logit_scale")],
+        ..PLAIN
+    },
+    Architecture { name: "gemma", model_type: "gemma", norm_offset: 1.0, ..PLAIN },
+    Architecture { name: "gemma2", model_type: "gemma2", modules: FOUR_NORMS, norm_offset: 1.0, ..PLAIN },
+    Architecture {
+        name: "gemma3",
+        model_type: "gemma3_text",
+        modules: FOUR_NORMS,
+        norm_offset: 1.0,
+        ..PLAIN
+    },
+    Architecture {
+        name: "granite",
+        model_type: "granite",
+        is_interleaved: true,
+        numbers: &[
+            RMS,
+            ("attention.scale", "attention_multiplier"),
+            ("embedding_scale", "embedding_multiplier"),
+            ("residual_scale", "residual_multiplier"),
+            ("logit_scale", "logits_scaling"),
+        ],
+        ..PLAIN
+    },
+    Architecture { name: "internlm2", model_type: "llama", is_interleaved: true, ..PLAIN },
     Architecture { name: "llama", model_type: "llama", is_interleaved: true, ..PLAIN },
-    Architecture { name: "phi3", model_type: "phi3", ..PLAIN },
+    Architecture {
+        name: "nemotron",
+        model_type: "nemotron",
+        is_partial: true,
+        norm_offset: 1.0,
+        numbers: &[(LAYER_NORM, "norm_eps")],
+        ..PLAIN
+    },
+    Architecture { name: "olmo2", model_type: "olmo2", modules: FOUR_NORMS, ..PLAIN },
+    Architecture {
+        name: "phi2",
+        model_type: "phi",
+        modules: &[("attn_output", "self_attn.dense"), ("ffn_up", "mlp.fc1"), ("ffn_down", "mlp.fc2")],
+        final_norm: "model.final_layernorm",
+        is_partial: true,
+        numbers: &[(LAYER_NORM, "layer_norm_eps")],
+        ..PLAIN
+    },
+    Architecture {
+        name: "phi3",
+        model_type: "phi3",
+        // Gate and up in one.
+        modules: &[("ffn_up", "mlp.gate_up_proj")],
+        ..PLAIN
+    },
     Architecture { name: "qwen2", model_type: "qwen2", ..PLAIN },
     Architecture { name: "qwen3", model_type: "qwen3", ..PLAIN },
+    Architecture {
+        name: "seed_oss",
+        model_type: "seed_oss",
+        modules: &[("post_attention_norm", "post_attention_layernorm")],
+        ..PLAIN
+    },
+    Architecture { name: "smollm3", model_type: "smollm3", is_interleaved: true, ..PLAIN },
+    Architecture {
+        name: "stablelm",
+        model_type: "stablelm",
+        is_partial: true,
+        numbers: &[(LAYER_NORM, "layer_norm_eps")],
+        biases: ["use_qkv_bias", "", ""],
+        ..PLAIN
+    },
+    Architecture {
+        name: "starcoder2",
+        model_type: "starcoder2",
+        modules: &[("ffn_up", "mlp.c_fc"), ("ffn_down", "mlp.c_proj")],
+        numbers: &[(LAYER_NORM, "norm_epsilon")],
+        biases: ["use_bias", "", ""],
+        ..PLAIN
+    },
 ];
 
-/// Parts of a layer with the same name in every architecture.
-const MODULES: [(&str, &str); 11] = [
+/// Parts of a layer with the same name in most architectures.
+const MODULES: [(&str, &str); 12] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -51,6 +145,7 @@ const MODULES: [(&str, &str); 11] = [
     ("attn_output", "self_attn.o_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
     ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
@@ -61,7 +156,6 @@ const KNOWN: [&str; 23] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
-    "attention.layer_norm_rms_epsilon",
     "attention.sliding_window",
     "attention.sliding_window_pattern",
     "attention.value_length",
@@ -80,6 +174,7 @@ const KNOWN: [&str; 23] = [
     "rope.scaling.original_context_length",
     "rope.scaling.type",
     "tensor_data_layout",
+    "use_parallel_residual",
     "vocab_size",
 ];
 
@@ -99,10 +194,8 @@ pub(super) struct Shapes {
     pub vocab: usize,
     /// Whether there is an `output.weight`.
     pub has_head: bool,
-    /// Whether query, key and value have biases.
-    pub has_attention_bias: bool,
-    /// Whether the MLP has biases.
-    pub has_mlp_bias: bool,
+    /// Whether query, key and value, the attention's output, and the MLP have biases.
+    pub biases: [bool; 3],
 }
 
 impl Architecture {
@@ -119,18 +212,16 @@ impl Architecture {
     pub(super) fn checkpoint_name(&self, tensor: &str) -> Option<String> {
         match tensor {
             "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
-            "output_norm.weight" => return Some("model.norm.weight".into()),
-            "output.weight" => return Some("lm_head.weight".into()),
+            "output.weight" | "output.bias" => return Some(tensor.replace("output", "lm_head")),
+            "output_norm.weight" | "output_norm.bias" => {
+                return Some(tensor.replace("output_norm", self.final_norm));
+            }
             _ => {}
         }
         let (layer, rest) = tensor.strip_prefix("blk.")?.split_once('.')?;
         let layer: u32 = layer.parse().ok()?;
         let (module, kind) = rest.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
-        let module = match module {
-            // Phi-3's has gate and up in one.
-            "ffn_up" if self.name == "phi3" => "mlp.gate_up_proj",
-            _ => MODULES.iter().chain(self.norms).find(|(gguf, _)| *gguf == module)?.1,
-        };
+        let module = self.modules.iter().chain(&MODULES).find(|(gguf, _)| *gguf == module)?.1;
         Some(format!("model.layers.{layer}.{module}.{kind}"))
     }
 
@@ -160,7 +251,6 @@ impl Architecture {
         let (hidden, heads) = (metadata.required_size("embedding_length")?, head_count(metadata)?);
         let head_dim = head_dim(metadata)?;
         let rotated = metadata.size("rope.dimension_count")?.unwrap_or(head_dim);
-        let epsilon = metadata.float("attention.layer_norm_rms_epsilon")?;
         let config = json!({
             "model_type": self.model_type,
             "vocab_size": shapes.vocab,
@@ -172,16 +262,24 @@ impl Architecture {
             "head_dim": head_dim,
             "max_position_embeddings": metadata.required_size("context_length")?,
             "tie_word_embeddings": !shapes.has_head,
-            "attention_bias": shapes.has_attention_bias,
-            "mlp_bias": shapes.has_mlp_bias,
             "rope_theta": metadata.float("rope.freq_base")?.unwrap_or(10_000.0),
         });
         let Value::Object(mut config) = config else { return Ok(Map::new()) };
         let mut set = |field: &str, value: Value| config.insert(field.into(), value);
-        if let Some(epsilon) = epsilon {
-            set("rms_norm_eps", json!(epsilon));
+        for (field, is_there) in
+            self.biases.into_iter().zip(shapes.biases).filter(|(field, _)| !field.is_empty())
+        {
+            set(field, json!(is_there));
         }
-        if rotated != head_dim {
+        for (key, field) in self.numbers {
+            if let Some(number) = metadata.float(key)? {
+                set(field, json!(number));
+            }
+        }
+        if self.name == "stablelm" {
+            set("use_parallel_residual", json!(metadata.flag("use_parallel_residual")?.unwrap_or(false)));
+        }
+        if rotated != head_dim || self.is_partial {
             #[expect(clippy::cast_precision_loss, reason = "sizes of a head")]
             set("partial_rotary_factor", json!(rotated as f64 / head_dim as f64));
         }
@@ -221,7 +319,8 @@ impl Architecture {
 
     /// A hyperparameter that is not understood may change what the model computes.
     fn refuse_unknown(&self, metadata: &Metadata) -> Result<(), GgufError> {
-        match metadata.hyperparameters().find(|(name, _)| !KNOWN.contains(name)) {
+        let is_number = |name: &str| self.numbers.iter().any(|(key, _)| *key == name);
+        match metadata.hyperparameters().find(|(name, _)| !KNOWN.contains(name) && !is_number(name)) {
             Some((name, value)) => Err(metadata.unsupported(&metadata.key(name), value, KNOWN.join(", "))),
             None => Ok(()),
         }
@@ -301,6 +400,8 @@ mod tests {
         );
         assert_eq!(name("phi3", "blk.0.ffn_up.weight").unwrap(), "model.layers.0.mlp.gate_up_proj.weight");
         assert_eq!(name("qwen2", "blk.0.attn_q.bias").unwrap(), "model.layers.0.self_attn.q_proj.bias");
+        assert_eq!(name("phi2", "output_norm.bias").unwrap(), "model.final_layernorm.bias");
+        assert_eq!(name("starcoder2", "blk.1.ffn_down.bias").unwrap(), "model.layers.1.mlp.c_proj.bias");
         for tensor in
             ["blk.0.ffn_gate_exps.weight", "blk.x.attn_q.weight", "blk.0.attn_q.scale", "rope_freqs.weight"]
         {

@@ -63,6 +63,11 @@ impl Metadata {
         self.optional(&self.key(name), "a number", Value::as_float)
     }
 
+    /// A hyperparameter that is true or false.
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, GgufError> {
+        self.optional(&self.key(name), "true or false", Value::as_flag)
+    }
+
     /// A hyperparameter that is a string.
     pub(super) fn text(&self, name: &str) -> Result<Option<&str>, GgufError> {
         self.optional(&self.key(name), "a string", Value::as_text)
@@ -80,10 +85,7 @@ impl Metadata {
 
     /// A setting of the tokenizer that is true or false.
     pub(super) fn tokenizer_flag(&self, name: &str) -> Result<Option<bool>, GgufError> {
-        self.optional(&format!("tokenizer.ggml.{name}"), "true or false", |value| match value {
-            Value::Bool(value) => Some(*value),
-            _ => None,
-        })
+        self.optional(&format!("tokenizer.ggml.{name}"), "true or false", Value::as_flag)
     }
 
     /// A list of the tokenizer's strings.
@@ -114,6 +116,15 @@ impl Metadata {
             key: key.into(),
             value: value.to_string(),
             supported: supported.into(),
+        }
+    }
+
+    /// The error for a tensor that has no place in the model.
+    pub(super) fn unknown_tensor(&self, name: &str) -> GgufError {
+        GgufError::UnknownTensor {
+            path: self.path.clone(),
+            tensor: name.into(),
+            architecture: self.architecture.clone(),
         }
     }
 
@@ -160,7 +171,14 @@ impl Value {
         }
     }
 
-    fn as_float(&self) -> Option<f64> {
+    fn as_flag(&self) -> Option<bool> {
+        match self {
+            Self::Bool(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_float(&self) -> Option<f64> {
         match self {
             Self::Float(value) => Some(*value),
             _ => None,

@@ -5,6 +5,7 @@
 //! | `reader` | metadata and the places of tensors, checked |
 //! | `metadata` | typed access |
 //! | `architectures` | `config.json` and the checkpoint's names of tensors |
+//! | `lora` | an adapter in PEFT's layout |
 //! | `tokenizer`, `pre_tokenizers` | `tokenizer.json` and `tokenizer_config.json` |
 //!
 //! Everything behind it (blueprint, adapters, quantization) then works as for a checkpoint. Two conversions of llama.cpp's are
@@ -12,6 +13,7 @@
 
 mod architectures;
 mod error;
+mod lora;
 mod metadata;
 mod pre_tokenizers;
 mod reader;
@@ -35,6 +37,7 @@ use super::{
 use crate::manifest::layout::{GENERATION_CONFIG, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TOOL_TEMPLATE};
 
 pub use error::GgufError;
+pub(super) use lora::GgufLora;
 
 use architectures::{Architecture, RopeFactors, Shapes, head_dim};
 use metadata::Metadata;
@@ -166,8 +169,8 @@ fn shapes(metadata: &Metadata, tensors: &BTreeMap<String, TensorEntry>) -> Resul
         vocab: *table
             .ok_or_else(|| metadata.wrong(&format!("tensor {TABLE}"), "missing", "the embedding"))?,
         has_head: tensors.contains_key("output.weight"),
-        has_attention_bias: tensors.contains_key("blk.0.attn_q.bias"),
-        has_mlp_bias: tensors.contains_key("blk.0.ffn_up.bias"),
+        biases: ["attn_q", "attn_output", "ffn_up"]
+            .map(|part| tensors.contains_key(&format!("blk.0.{part}.bias"))),
     })
 }
 
@@ -182,19 +185,15 @@ fn part(
     for TensorEntry { name, shape, stored_type, start, bytes } in &header.tensors {
         let is_factor = name == ROPE_ALL || ROPE_BY_LENGTH.contains(&name.as_str());
         let checkpoint_name = architecture.checkpoint_name(name).or_else(|| is_factor.then(|| name.clone()));
-        let checkpoint_name = checkpoint_name.ok_or_else(|| GgufError::UnknownTensor {
-            path: header.path.clone(),
-            tensor: name.clone(),
-            architecture: metadata.architecture.clone(),
-        })?;
+        let checkpoint_name = checkpoint_name.ok_or_else(|| metadata.unknown_tensor(name))?;
         let row_order = architecture.row_order(name, head_dim);
         let tensor = StoredTensor {
-            shape: shape.clone(),
             stored_type: Ok(*stored_type),
             start: *start,
             bytes: *bytes,
             row_order,
             offset: architecture.offset(name),
+            ..StoredTensor::plain(shape.clone())
         };
         tensors.insert(checkpoint_name, tensor);
     }

@@ -3,7 +3,11 @@
 //! The rules are those of the original `tokenizer.json` files, which the names stand for; llama.cpp itself uses equivalents that
 //! its own engine can run.
 
-use serde_json::{Value, json};
+use serde_json::Value;
+
+use crate::export::tokenizer::parts::{
+    GPT_4O, LLAMA_3, QWEN_2, TEKKEN, byte_level, digits, nfc, sequence, split,
+};
 
 /// The parts of a tokenizer that depend on its name.
 pub(super) struct Splitting {
@@ -58,20 +62,9 @@ enum Rule {
     Regex { pattern: &'static str, nfc: bool, ignore_merges: bool, adds_bos: bool },
 }
 
-const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-const QWEN_2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
 /// How the tokenizer called `name` splits, if it is known.
 pub(super) fn splitting(name: &str) -> Option<Splitting> {
     let rule = NAMES.iter().find(|(names, _)| names.contains(&name))?.1;
-    let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
-    let sequence = |first: Value, use_regex| json!({ "type": "Sequence", "pretokenizers": [first, byte_level(use_regex)] });
-    let nfc = json!({ "type": "NFC" });
     let plain = |normalizer, pre_tokenizer| Splitting {
         normalizer,
         pre_tokenizer,
@@ -80,16 +73,12 @@ pub(super) fn splitting(name: &str) -> Option<Splitting> {
     };
     Some(match rule {
         Rule::Gpt2 => plain(Value::Null, byte_level(true)),
-        Rule::Gpt2Nfc => plain(nfc, byte_level(true)),
-        Rule::Gpt2Digits => {
-            plain(Value::Null, sequence(json!({ "type": "Digits", "individual_digits": true }), true))
-        }
+        Rule::Gpt2Nfc => plain(nfc(), byte_level(true)),
+        Rule::Gpt2Digits => plain(Value::Null, sequence(&[digits(), byte_level(true)])),
         Rule::Regex { pattern, nfc: is_nfc, ignore_merges, adds_bos } => {
-            let split = json!({
-                "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false,
-            });
-            let normalizer = if is_nfc { nfc } else { Value::Null };
-            Splitting { normalizer, pre_tokenizer: sequence(split, false), ignore_merges, adds_bos }
+            let normalizer = if is_nfc { nfc() } else { Value::Null };
+            let pre_tokenizer = sequence(&[split(pattern), byte_level(false)]);
+            Splitting { normalizer, pre_tokenizer, ignore_merges, adds_bos }
         }
     })
 }

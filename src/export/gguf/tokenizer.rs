@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::export::tokenizer::parts::{bpe, byte_level_decoder, replace, sentence_piece_decoder, template};
+
 use super::{
     error::GgufError,
     metadata::Metadata,
@@ -205,7 +207,7 @@ fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<(Value, bo
     let tokenizer = json!({
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+        "decoder": byte_level_decoder(),
         "model": bpe(vocabulary.ids(metadata)?, &pairs, json!({ "ignore_merges": ignore_merges })),
     });
     Ok((tokenizer, adds_bos))
@@ -223,17 +225,12 @@ fn sentence_piece(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Value,
     let unknown = vocabulary.special(metadata, "unknown_token_id")?.map(|(_, token)| token);
     let ids = vocabulary.ids(metadata)?;
     let merges = merges(vocabulary.tokens, scores, &ids);
-    let replace =
-        |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
     let prefix = adds_space.then(|| json!({ "type": "Prepend", "prepend": "▁" }));
     let normalizers: Vec<_> = prefix.into_iter().chain([replace(" ", "▁")]).collect();
-    let strip = adds_space.then(|| json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
-    let decoders = [replace("▁", " "), json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })];
-    let decoders: Vec<_> = decoders.into_iter().chain(strip).collect();
     Ok(json!({
         "normalizer": { "type": "Sequence", "normalizers": normalizers },
         "pre_tokenizer": null,
-        "decoder": { "type": "Sequence", "decoders": decoders },
+        "decoder": sentence_piece_decoder(true, adds_space),
         "model": bpe(ids, &merges, json!({ "unk_token": unknown, "fuse_unk": true, "byte_fallback": true })),
     }))
 }
@@ -254,39 +251,4 @@ fn merges<'a>(tokens: &'a [String], scores: &[f64], ids: &Map<String, Value>) ->
         other_score.total_cmp(one_score).then_with(|| lengths(other).cmp(&lengths(one)))
     });
     merges.into_iter().map(|(_, pair, _)| pair).collect()
-}
-
-fn bpe(vocab: Map<String, Value>, merges: &[(&str, &str)], other: Value) -> Value {
-    let mut model = json!({
-        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-        "vocab": vocab, "merges": merges,
-    });
-    if let (Value::Object(model), Value::Object(other)) = (&mut model, other) {
-        model.extend(other);
-    }
-    model
-}
-
-/// Adds tokens before and after a text; each with its id.
-fn template([before, after]: [Option<(usize, &str)>; 2]) -> Value {
-    if before.is_none() && after.is_none() {
-        return Value::Null;
-    }
-    let special = |token: Option<(usize, &str)>| {
-        token.map(|(_, text)| json!({ "SpecialToken": { "id": text, "type_id": 0 } }))
-    };
-    let sequence = |id: &str| Some(json!({ "Sequence": { "id": id, "type_id": 0 } }));
-    let all = |parts: Vec<Option<Value>>| parts.into_iter().flatten().collect::<Vec<_>>();
-    let tokens: Map<_, _> = [before, after]
-        .into_iter()
-        .flatten()
-        .map(|(id, text)| (text.to_owned(), json!({ "id": text, "ids": [id], "tokens": [text] })))
-        .collect();
-    json!({
-        "type": "TemplateProcessing",
-        "single": all(vec![special(before), sequence("A"), special(after)]),
-        "pair": all(vec![special(before), sequence("A"), special(after), special(before), sequence("B"), special(after)]),
-        "special_tokens": tokens,
-    })
 }

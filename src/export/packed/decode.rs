@@ -50,6 +50,7 @@ impl PackedMatrix {
             Layout::Rows => self.read_rows(files, lines),
             Layout::Scaled => self.read_scaled(files, lines),
             Layout::Table => self.read_table(files, lines),
+            Layout::Floats4 => self.read_floats_4(files, lines),
         }
     }
 
@@ -172,6 +173,45 @@ impl PackedMatrix {
             }
         }
         Ok(values)
+    }
+
+    /// NVFP4 and MXFP4: floats of four bits, times the scale of their group, and the scale of the whole matrix if it has one.
+    fn read_floats_4(&self, files: &[TensorFile], lines: Range<usize>) -> Result<Vec<f32>, TensorsError> {
+        let inputs = self.shape[1];
+        let (file, name) = self.part(files, ".weight_scale")?;
+        let &[_, groups] = file.shape(name) else { return Err(file.shape_error(name, "a matrix")) };
+        if groups == 0 || !inputs.is_multiple_of(groups) {
+            return Err(file.shape_error(name, format!("[{}, groups] for {inputs} inputs", self.shape[0])));
+        }
+        let wanted = lines.start * groups..lines.end * groups;
+        let scales = match file.part_type(name) {
+            Some(Dtype::U8 | Dtype::F8_E8M0) => {
+                file.read_bytes(name, wanted)?.into_iter().map(float8::e8m0).collect()
+            }
+            _ => read_numbers(file, name, wanted)?,
+        };
+        let whole = self.whole_scale(files)?;
+        let (file, name) = self.part(files, self.packed_floats())?;
+        let bytes = file.read_bytes(name, lines.start * inputs / 2..lines.end * inputs / 2)?;
+        let codes = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+        let scales = scales.iter().flat_map(|scale| std::iter::repeat_n(scale * whole, inputs / groups));
+        Ok(codes.zip(scales).map(|(code, scale)| float8::e2m1(code) * scale).collect())
+    }
+
+    /// What all scales of a matrix are multiplied with; compressed-tensors stores what they are divided by.
+    fn whole_scale(&self, files: &[TensorFile]) -> Result<f32, TensorsError> {
+        let read = |end: &'static str| -> Result<Option<f32>, TensorsError> {
+            if !self.has(end) {
+                return Ok(None);
+            }
+            let (file, name) = self.part(files, end)?;
+            Ok(file.read(name, 0..1)?.first().copied())
+        };
+        Ok(match (read(".weight_scale_2")?, read(".weight_global_scale")?) {
+            (Some(scale), _) => scale,
+            (None, Some(divisor)) => 1.0 / divisor,
+            (None, None) => 1.0,
+        })
     }
 
     /// bitsandbytes in 4 bits: the table's value of each code, times the greatest of its block.

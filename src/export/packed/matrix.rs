@@ -40,16 +40,27 @@ pub(super) enum Layout {
     Scaled,
     /// Codes of a table.
     Table,
+    /// `[out, in / 2]` bytes with two floats in four bits each, the first one lowest.
+    Floats4,
 }
 
 /// For each layout the end of the name that shows it, and those of all parts.
-const LAYOUTS: [(Layout, &str, &[&str]); 7] = [
+const LAYOUTS: [(Layout, &str, &[&str]); 8] = [
     (Layout::WordsOfInputs, ".qweight", &[".qweight", ".qzeros", ".scales", ".g_idx"]),
     (
         Layout::Rows,
         ".weight_packed",
-        &[".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"],
+        &[
+            ".weight_packed",
+            ".weight_scale",
+            ".weight_zero_point",
+            ".weight_shape",
+            ".weight_g_idx",
+            ".weight_global_scale",
+            ".input_global_scale",
+        ],
     ),
+    (Layout::Floats4, ".weight_scale_2", &[".weight", ".weight_scale", ".weight_scale_2", ".input_scale"]),
     (
         Layout::Table,
         ".weight.absmax",
@@ -91,10 +102,10 @@ impl PackedMatrix {
             for module in modules {
                 let part = |end: &&'static str| Some((*end, tensors.remove(&format!("{module}{end}"))?));
                 let parts: Parts = ends.iter().filter_map(part).collect();
-                let layout = if layout == Layout::WordsOfInputs && packing.method == Method::Awq {
-                    Layout::WordsOfOutputs
-                } else {
-                    layout
+                let layout = match layout {
+                    Layout::WordsOfInputs if packing.method == Method::Awq => Layout::WordsOfOutputs,
+                    Layout::Rows if packing.is_float => Layout::Floats4,
+                    other => other,
                 };
                 let mut matrix = Self { packing, layout, parts, shape: [0, 0] };
                 matrix.shape = matrix.find_shape(files)?;
@@ -107,6 +118,11 @@ impl PackedMatrix {
     /// Numbers in a word of 32 bits.
     pub(super) fn per_word(&self) -> usize {
         (u32::BITS / self.packing.bits) as usize
+    }
+
+    /// The end of the name of the tensor with floats in four bits.
+    pub(super) fn packed_floats(&self) -> &'static str {
+        if self.has(".weight_packed") { ".weight_packed" } else { ".weight" }
     }
 
     fn find_shape(&self, files: &[TensorFile]) -> Result<[usize; 2], TensorsError> {
@@ -127,6 +143,10 @@ impl PackedMatrix {
             Layout::Rows => {
                 let [out, words] = two(".weight_packed")?;
                 [out, words.saturating_mul(per_word)]
+            }
+            Layout::Floats4 => {
+                let [out, pairs] = two(self.packed_floats())?;
+                [out, pairs.saturating_mul(2)]
             }
             Layout::Scaled => two(".weight")?,
             Layout::Table => self.table_state(files)?.shape,

@@ -10,6 +10,8 @@ pub(in crate::export) struct Packing {
     pub(super) bits: u32,
     /// Rows and columns that share a scale, where scales are a grid.
     pub(super) block: [usize; 2],
+    /// Numbers of 4 bits are floats.
+    pub(super) is_float: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub(super) enum Method {
     Fp8,
     /// Blocks of codes in a table, or numbers in 8 bits with a scale for each output.
     Bitsandbytes,
+    /// NVIDIA's Model Optimizer: numbers in 8 bits, or floats in 4 bits with two scales.
+    ModelOpt,
 }
 
 const FIELD: &str = "quant_method";
@@ -32,7 +36,7 @@ impl Packing {
     /// Reads the section of `config`; none if weights are not packed.
     pub(in crate::export) fn read(config: &JsonConfig) -> Result<Option<Self>, JsonConfigError> {
         let Some(section) = config.section("quantization_config")? else { return Ok(None) };
-        let packing = |method, bits| Self { method, bits, block: [128, 128] };
+        let packing = |method, bits| Self { method, bits, block: [128, 128], is_float: false };
         Ok(Some(match section.text(FIELD)? {
             Some("gptq") => packing(read_gptq(&section)?, read_bits(&section, &[2, 4, 8])?),
             Some("awq") => {
@@ -45,8 +49,13 @@ impl Packing {
                 Self { block: read_block(&section, "weight_block_size")?, ..packing(Method::Fp8, 8) }
             }
             Some("compressed-tensors") => read_compressed(&section)?,
+            Some("modelopt") => match section.text("quant_algo")? {
+                Some("NVFP4") => Self { is_float: true, ..packing(Method::ModelOpt, 4) },
+                Some("FP8") => packing(Method::ModelOpt, 8),
+                _ => return Err(section.unsupported("quant_algo", "NVFP4, FP8")),
+            },
             _ => {
-                let known = "gptq, awq, bitsandbytes, fp8, fbgemm_fp8, compressed-tensors; take the model that these \
+                let known = "gptq, awq, bitsandbytes, fp8, fbgemm_fp8, compressed-tensors, modelopt; take the model that these \
                              weights were quantized from, and quantize it here with --quantize";
                 return Err(section.unsupported(FIELD, known));
             }
@@ -61,6 +70,7 @@ impl Packing {
             Method::CompressedTensors => "compressed-tensors",
             Method::Fp8 => "FP8",
             Method::Bitsandbytes => "bitsandbytes",
+            Method::ModelOpt => "ModelOpt",
         }
     }
 }
@@ -72,7 +82,15 @@ fn read_gptq(section: &JsonConfig) -> Result<Method, JsonConfigError> {
 }
 
 fn read_compressed(section: &JsonConfig) -> Result<Packing, JsonConfigError> {
-    only(section, "format", &["pack-quantized", "int-quantized", "float-quantized", "naive-quantized"])?;
+    const FORMATS: [&str; 6] = [
+        "pack-quantized",
+        "int-quantized",
+        "float-quantized",
+        "naive-quantized",
+        "nvfp4-pack-quantized",
+        "mxfp4-pack-quantized",
+    ];
+    only(section, "format", &FORMATS)?;
     let groups =
         section.section("config_groups")?.ok_or_else(|| section.missing("config_groups", "an object"))?;
     let mut found = None;
@@ -84,6 +102,7 @@ fn read_compressed(section: &JsonConfig) -> Result<Packing, JsonConfigError> {
             method: Method::CompressedTensors,
             bits,
             block: read_block(&weights, "block_structure")?,
+            is_float: bits == 4 && weights.text("type")? == Some("float"),
         };
         if found.is_some_and(|other| other != packing) {
             return Err(section.unsupported("config_groups", "groups with the same number of bits"));
