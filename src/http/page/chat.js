@@ -51,6 +51,10 @@ export const isMine = (one) => Boolean(current && one.id === current.id);
 export function openConversation(chosen) {
   if (current) stop();
   conversation = chosen ?? newConversation();
+  for (const message of Object.values(conversation.messages).filter(({ isRunning }) => isRunning)) {
+    // The page was closed while the answer came.
+    Object.assign(message, { isRunning: undefined, end: "lost" });
+  }
   clearNotice();
   render();
   scrollToEnd();
@@ -167,6 +171,7 @@ async function answer(prompt, partial = null) {
   current = { id: `page-${newId()}`, controller: new AbortController(), conversation, message, turn: turns.get(message.id), begun: performance.now(), first: 0, last: 0 };
   const mine = current;
   setAsking(true);
+  hooks.keep(conversation);
   mine.turn.note("Sent");
   $("said").textContent = "Sent.";
   scrollToEnd();
