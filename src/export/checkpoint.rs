@@ -280,6 +280,9 @@ impl Checkpoint {
         rows: Range<usize>,
         quantizer: Quantizer,
     ) -> Result<Option<Vec<f32>>, CheckpointError> {
+        if self.packed.contains_key(&param.name) {
+            return Ok(None);
+        }
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
         Ok(file.read_scales(name, (param, rows), quantizer)?)
     }

@@ -129,5 +129,7 @@ fn packed_weights_are_the_numbers_that_they_stand_for() {
             "{}:\n{said}",
             case.display()
         );
+        let again = run(&[&base_only[..], &flags, &["--quantize", "int4", "--force"]].concat());
+        assert!(again.status.success(), "{}: {}", case.display(), text(&again.stderr));
     }
 }
