@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames. Both ends must have the same.
-pub const PROTOCOL: u32 = 14;
+pub const PROTOCOL: u32 = 15;
 
 /// Longest payload: room for a prompt of about three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -46,8 +46,9 @@ pub enum ToWorker {
     },
     /// Unload a model. Answered by [`FromWorker::Unloaded`], even if the model is not loaded.
     Unload(ModelId),
-    /// Run a job. Answered by frames with its id; the last one is [`FromWorker::Done`] or [`FromWorker::Failed`].
-    Generate(Box<Job>),
+    /// Run jobs of one model: together where that can compute several sequences in a pass, else one after another. Answered by
+    /// frames with their ids; the last one of each is [`FromWorker::Done`] or [`FromWorker::Failed`].
+    Generate(Vec<Job>),
     /// Stop this job after the current step. Ignored if the job is not running.
     Cancel(JobId),
     /// Free memory that no job needs, including restored prompts. Answered by [`FromWorker::Trimmed`].
@@ -321,7 +322,7 @@ mod tests {
 
     #[test]
     fn frames_survive_the_pipe_and_its_end_between_two_frames_is_none() {
-        let sent = [ToWorker::Generate(Box::new(job())), ToWorker::Cancel(JobId(3)), ToWorker::Shutdown];
+        let sent = [ToWorker::Generate(vec![job()]), ToWorker::Cancel(JobId(3)), ToWorker::Shutdown];
         let mut pipe = Vec::new();
         for message in &sent {
             write(message, &mut pipe).unwrap();
@@ -336,7 +337,7 @@ mod tests {
     #[test]
     fn a_pipe_that_ends_within_a_frame_is_an_error_at_every_cut() {
         let mut frame = Vec::new();
-        encode(&ToWorker::Generate(Box::new(job())), &mut frame).unwrap();
+        encode(&ToWorker::Generate(vec![job()]), &mut frame).unwrap();
         for cut in 1..frame.len() {
             let ended = read::<ToWorker>(&mut &frame[..cut]);
             assert!(matches!(ended, Err(WireError::Io(_))), "cut at {cut}: {ended:?}");

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     device::Pool,
-    engine::{self, Forward, Speculation, Timeline},
+    engine::{self, Forward, SequenceEvent, Speculation, Timeline},
     job::{DeviceMemory, DevicePeak, Job, JobId},
     loadgen::{LengthCost, lengths_svg},
     units::Bytes,
@@ -41,6 +41,10 @@ pub(super) struct Args {
     /// Prompt lengths
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512")]
     prompt: Vec<usize>,
+
+    /// Numbers of sequences to compute together, each with a prompt of its own
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
+    sequences: Vec<usize>,
 
     /// Tokens to generate after each prompt
     #[arg(long, value_name = "TOKENS", default_value_t = 64)]
@@ -67,6 +71,9 @@ pub(super) struct Args {
 /// Size of a copy that measures memory bandwidth: larger than any cache, small enough to be available.
 const COPIED: Bytes = Bytes::mib(256);
 const COPIES: u32 = 20;
+
+/// Most sequences of a pass, as of `engine.max_sequences`.
+const MAX_SEQUENCES: usize = 128;
 
 /// All measurements.
 #[derive(Debug, Serialize)]
@@ -109,11 +116,14 @@ struct Memory {
     trim_seconds: f64,
 }
 
-/// Measurements of one prompt length.
+/// Measurements of one prompt length and number of sequences.
 #[derive(Debug, Serialize)]
 struct Lengths {
     prompt_tokens: usize,
     generated_tokens: usize,
+    /// Sequences that were computed together.
+    sequences: usize,
+    /// Of all sequences together, as the next.
     prefill_tokens_per_second: Spread,
     decode_tokens_per_second: Spread,
     /// Share of the memory bandwidth that reading the weights uses, at the median speed.
@@ -145,7 +155,14 @@ impl Spread {
     }
 }
 
-/// One round with one prompt length.
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Case {
+    prompt: usize,
+    sequences: usize,
+}
+
+/// One round of one case.
 struct Round {
     prefill: Duration,
     decode: Duration,
@@ -165,12 +182,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let device = args.engine.device()?;
     let mut timeline = args.engine.open_on(&device, model)?;
     let load_seconds = started.elapsed().as_secs_f64();
-    check(args, timeline.capacity()).with_exit(Exit::Usage)?;
+    check(args, &timeline).with_exit(Exit::Usage)?;
     let before = device.pool().map(|pool| idle(pool, &mut timeline));
-    let mut rounds: Vec<Vec<Round>> = args.prompt.iter().map(|_| Vec::new()).collect();
+    let mut cases: Vec<(Case, Vec<Round>)> = Vec::new();
+    for &prompt in &args.prompt {
+        cases.extend(args.sequences.iter().map(|&sequences| (Case { prompt, sequences }, Vec::new())));
+    }
     for _ in 0..args.rounds {
-        for (prompt, rounds) in args.prompt.iter().zip(&mut rounds) {
-            rounds.push(round(&mut timeline, *prompt, args)?);
+        for (case, rounds) in &mut cases {
+            rounds.push(round(&mut timeline, *case, args)?);
         }
     }
     let memory = device.pool().zip(before).map(|(pool, (before, _))| {
@@ -182,9 +202,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let bandwidth = device.pool().map(|pool| pool.bandwidth(COPIED, COPIES)).transpose()?;
     #[expect(clippy::cast_precision_loss, reason = "sizes of weights are far below 2^52")]
     let max = bandwidth.zip(weights).map(|(bandwidth, weights)| bandwidth / weights.0 as f64);
-    let results = args.prompt.iter().zip(&rounds).map(|(prompt, rounds)| {
-        let mut lengths = summarize(*prompt, args.generate, rounds);
-        lengths.decode_share_of_bandwidth = max.map(|max| lengths.decode_tokens_per_second.median / max);
+    let results = cases.iter().map(|(case, rounds)| {
+        let mut lengths = summarize(*case, args.generate, rounds);
+        // A pass reads the weights once for all sequences.
+        let passes = lengths.decode_tokens_per_second.median / count(case.sequences);
+        lengths.decode_share_of_bandwidth = max.map(|max| passes / max);
         lengths
     });
     let learned = timeline.model().session().threads();
@@ -239,7 +261,14 @@ fn nodes(timeline: &Timeline) -> anyhow::Result<BTreeMap<String, usize>> {
     Ok(placement.into_iter().map(|(provider, operators)| (provider, operators.values().sum())).collect())
 }
 
-fn check(args: &Args, capacity: usize) -> anyhow::Result<()> {
+fn check(args: &Args, timeline: &Timeline) -> anyhow::Result<()> {
+    let capacity = timeline.capacity();
+    let is_in_range = |sequences: &usize| (1..=MAX_SEQUENCES).contains(sequences);
+    ensure!(args.sequences.iter().all(is_in_range), "--sequences takes numbers from 1 to {MAX_SEQUENCES}");
+    ensure!(
+        timeline.takes_sequences() || args.sequences.iter().all(|sequences| *sequences == 1),
+        "this model runs sequences one after another here; leave --sequences out"
+    );
     ensure!(args.rounds > 0, "--rounds is 0; use 1 or more");
     ensure!(
         args.generate > 1,
@@ -256,9 +285,12 @@ fn check(args: &Args, capacity: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<Round> {
+fn round(timeline: &mut Timeline, case: Case, args: &Args) -> anyhow::Result<Round> {
     let vocabulary = timeline.vocabulary();
-    let job = job(prompt, args.generate, vocabulary);
+    if case.sequences > 1 {
+        return together(timeline, case, args);
+    }
+    let job = job(case.prompt, args.generate, vocabulary);
     let mut pipe = io::sink();
     let outcome =
         engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
@@ -269,6 +301,39 @@ fn round(timeline: &mut Timeline, prompt: usize, args: &Args) -> anyhow::Result<
         })?;
     let bare = args.bare.then(|| bare(timeline, &job.prompt, args.generate - 1)).transpose()?;
     Ok(Round { prefill: outcome.timings.prefill, decode: outcome.timings.decode, bare })
+}
+
+/// A round with several sequences, whose prompts begin with different tokens.
+fn together(timeline: &mut Timeline, case: Case, args: &Args) -> anyhow::Result<Round> {
+    let vocabulary = timeline.vocabulary();
+    let mut jobs: Vec<Job> =
+        (0..case.sequences).map(|_| job(case.prompt, args.generate, vocabulary)).collect();
+    for (number, job) in jobs.iter_mut().enumerate() {
+        job.prompt.rotate_left(number % case.prompt);
+        job.prompt[0] = u32::try_from(number % vocabulary)?;
+    }
+    let mut round = Round { prefill: Duration::ZERO, decode: Duration::ZERO, bare: None };
+    let mut pipe = io::sink();
+    engine::generate_together(
+        timeline,
+        jobs.iter().map(|job| (job, Ok(None))).collect(),
+        |number, event| {
+            match event {
+                SequenceEvent::Step(step) => {
+                    let written = wire::write(&FromWorker::Step { job: jobs[number].id, step }, &mut pipe);
+                    return if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+                }
+                SequenceEvent::Ended(Ok(summary)) => {
+                    round.prefill += summary.timings.prefill;
+                    round.decode += summary.timings.decode;
+                }
+                SequenceEvent::Ended(Err(_)) => {}
+            }
+            ControlFlow::Continue(())
+        },
+    )?;
+    timeline.settle(false);
+    Ok(round)
 }
 
 /// A job with a prompt without repetitions and without end tokens.
@@ -292,9 +357,13 @@ fn bare(timeline: &mut Timeline, prompt: &[u32], steps: usize) -> anyhow::Result
 }
 
 #[expect(clippy::cast_precision_loss, reason = "token counts")]
-fn summarize(prompt: usize, generated: usize, rounds: &[Round]) -> Lengths {
-    let steps = generated - 1;
-    let speed = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64();
+fn count(n: usize) -> f64 {
+    n as f64
+}
+
+fn summarize(Case { prompt, sequences }: Case, generated: usize, rounds: &[Round]) -> Lengths {
+    let steps = (generated - 1) * sequences;
+    let speed = |tokens: usize, time: Duration| count(tokens) / time.as_secs_f64();
     let bare = |round: &Round| round.bare.map(|time| speed(steps, time));
     let all_bare: Vec<_> = rounds.iter().filter_map(bare).collect();
     let ratios = rounds.iter().filter_map(|r| Some(speed(steps, r.decode) / bare(r)?));
@@ -302,7 +371,8 @@ fn summarize(prompt: usize, generated: usize, rounds: &[Round]) -> Lengths {
     Lengths {
         prompt_tokens: prompt,
         generated_tokens: generated,
-        prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| speed(prompt, r.prefill))),
+        sequences,
+        prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| speed(prompt * sequences, r.prefill))),
         decode_tokens_per_second: Spread::of(rounds.iter().map(|r| speed(steps, r.decode))),
         decode_share_of_bandwidth: None,
         decode_over_bare: measured_bare.then(|| Spread::of(ratios)),
@@ -344,10 +414,18 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         }
     }
     writeln!(out, "tokens per second: median (min to max)")?;
-    writeln!(out, "{:>8} {:>9}  {:>26}  {:>26}", "prompt", "generated", "prefill", "decode")?;
+    let several = report.results.iter().any(|lengths| lengths.sequences > 1);
+    let column = |text: &str| if several { format!("{text:>9}  ") } else { String::new() };
+    let head = column("sequences");
+    writeln!(out, "{head}{:>8} {:>9}  {:>26}  {:>26}", "prompt", "generated", "prefill", "decode")?;
     for r in &report.results {
         let (prefill, decode) = (text(r.prefill_tokens_per_second, 1), text(r.decode_tokens_per_second, 1));
-        write!(out, "{:>8} {:>9}  {prefill:>26}  {decode:>26}", r.prompt_tokens, r.generated_tokens)?;
+        let sequences = column(&r.sequences.to_string());
+        write!(
+            out,
+            "{sequences}{:>8} {:>9}  {prefill:>26}  {decode:>26}",
+            r.prompt_tokens, r.generated_tokens
+        )?;
         if let (Some(bare), Some(ratio)) = (r.bare_decode_tokens_per_second, r.decode_over_bare) {
             write!(out, "  bare {}, ratio {}", text(bare, 1), text(ratio, 3))?;
         }

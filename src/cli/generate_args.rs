@@ -88,7 +88,8 @@ impl Args {
             room > 0,
             "the prompt has {prompt} tokens and fills the context length of {context}; shorten the prompt"
         );
-        let asked = self.wanted.max_new_tokens.unwrap_or_else(|| room.min(model.default_max_new));
+        let asked =
+            self.wanted.max_new_tokens.unwrap_or_else(|| room.min(model.default_max_new.unwrap_or(room)));
         ensure!(
             asked <= room,
             "--max-new-tokens is {asked}; after a prompt of {prompt} tokens only {room} of {context} are left"

@@ -14,8 +14,11 @@ use super::{
     worker, worker_configs,
 };
 use crate::{
-    config::Config,
-    job::{EndReason, Event, Failure, Finish, Job, JobId, Readiness, Step, Timings, Usage},
+    config::{Config, DefaultsFrom},
+    job::{
+        EndReason, Event, Failure, Finish, GroupedJob, Job, JobId, Readiness, SamplingDefaults, Step,
+        Timings, Usage,
+    },
     metrics::Metrics,
     supervise::WorkerPool,
     text::Text,
@@ -28,8 +31,10 @@ pub(super) struct LocalModel {
     pub(super) text: Arc<Text>,
     /// Context length, for prompt and answer together.
     pub(super) context: usize,
-    /// Default for the most tokens of an answer.
-    pub(super) default_max_new: usize,
+    /// Default for the most tokens of an answer; `None` is what is left of the context.
+    pub(super) default_max_new: Option<usize>,
+    /// Sampling parameters where no flag sets them.
+    pub(super) sampling: SamplingDefaults,
     workers: WorkerPool,
     metrics: Arc<Metrics>,
     jobs: u64,
@@ -84,7 +89,11 @@ impl LocalModel {
         let max = text.card().context_length;
         Ok(Self {
             context: config.engine.context_length.map_or(max, |n| max.min(n.0)),
-            default_max_new: config.engine.default_max_new_tokens.0,
+            default_max_new: config.engine.default_max_new_tokens.tokens().map(|tokens| tokens.0),
+            sampling: match config.engine.sampling_defaults {
+                DefaultsFrom::Model => text.card().sampling,
+                DefaultsFrom::Eka => SamplingDefaults::default(),
+            },
             text,
             workers,
             metrics,
@@ -125,13 +134,14 @@ impl LocalModel {
         let seed = job.sampling.seed;
         let mut decoder = AnswerDecoder { out, text: String::new(), stopped: false };
         let (sender, mut events) = mpsc::unbounded_channel();
-        let (finish, written) = tokio::join!(self.workers.run(0, job, sender, cancel.clone()), async {
+        let jobs = vec![GroupedJob { job, cancel: cancel.clone() }];
+        let (ran, written) = tokio::join!(self.workers.run(0, jobs, sender), async {
             let written = decoder.run(self.text.detokenizer(wanted.stop.clone()), &mut events, cancel).await;
             // Without a reader, generation stops.
             written.inspect_err(|_| cancel.cancel())
         });
-        written.context("cannot write the answer")?;
-        let Finish { reason, usage, timings, .. } = match finish {
+        let finish = written.context("cannot write the answer")?;
+        let Finish { reason, usage, timings, .. } = match ran.and_then(|()| finish) {
             Err(Failure::NoWorker { message, .. }) => return self.unloadable(&message),
             finish => finish?,
         };
@@ -148,7 +158,12 @@ impl LocalModel {
         self.jobs += 1;
         let card = self.text.card();
         let (model, end_tokens) = (card.id.as_str().into(), card.end_tokens.clone());
-        Job { model, sampling: wanted.sampling(), end_tokens, ..Job::new(JobId(self.jobs), prompt, max_new) }
+        Job {
+            model,
+            sampling: wanted.sampling(self.sampling),
+            end_tokens,
+            ..Job::new(JobId(self.jobs), prompt, max_new)
+        }
     }
 
     /// Stops the worker.
@@ -169,11 +184,23 @@ impl<W: FnMut(&str) -> io::Result<()>> AnswerDecoder<W> {
     async fn run(
         &mut self,
         mut decoder: crate::text::Detokenizer,
-        events: &mut mpsc::UnboundedReceiver<Event>,
+        events: &mut mpsc::UnboundedReceiver<(JobId, Event)>,
         cancel: &CancellationToken,
-    ) -> io::Result<()> {
-        while let Some(event) = events.recv().await {
-            let Event::Step(Step::Token(id)) = event else { continue };
+    ) -> io::Result<Result<Finish, Failure>> {
+        let mut finish = Err(Failure::ShuttingDown);
+        while let Some((_, event)) = events.recv().await {
+            let id = match event {
+                Event::Step(Step::Token(id)) => id,
+                Event::Done(last) => {
+                    finish = Ok(last);
+                    continue;
+                }
+                Event::Failed(failure) => {
+                    finish = Err(failure);
+                    continue;
+                }
+                _ => continue,
+            };
             let chunk = decoder.push(id);
             self.write(&chunk.text)?;
             if chunk.stopped {
@@ -181,9 +208,11 @@ impl<W: FnMut(&str) -> io::Result<()>> AnswerDecoder<W> {
                 cancel.cancel();
             }
         }
-        self.write(&decoder.finish())
+        self.write(&decoder.finish())?;
+        Ok(finish)
     }
 
+    /// Writes text to the output.
     fn write(&mut self, text: &str) -> io::Result<()> {
         self.text += text;
         if text.is_empty() { Ok(()) } else { (self.out)(text) }

@@ -19,9 +19,9 @@ pub(super) fn start(
 ) -> (Executor, impl Future<Output = ()> + Send + use<>) {
     let run = |slot| {
         let workers = workers.clone();
-        move |job, events, cancel| {
+        move |jobs, events| {
             let workers = workers.clone();
-            async move { workers.run(slot, job, events, cancel).await }
+            async move { workers.run(slot, jobs, events).await }
         }
     };
     let slots = (0..workers.size()).map(run).collect();

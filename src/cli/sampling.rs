@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, str::FromStr};
 
-use crate::job::Sampling;
+use crate::job::{Sampling, SamplingDefaults};
 
 /// Sampling and stop conditions.
 #[derive(Clone, Debug, PartialEq, clap::Args)]
@@ -11,25 +11,25 @@ pub(super) struct SamplingArgs {
     #[arg(long, value_name = "TOKENS", value_parser = count)]
     pub(super) max_new_tokens: Option<usize>,
 
-    /// Sampling temperature; 0 always takes the most probable token
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
-    temperature: f32,
+    /// Sampling temperature; 0 always takes the most probable token [default: the model's, else 0]
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    temperature: Option<f32>,
 
-    /// Sample only from the K most probable tokens; 0 disables it
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
+    /// Sample only from the K most probable tokens; 0 disables it [default: the model's, else 0]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
 
-    /// Sample only from the most probable tokens whose probabilities sum to P
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = share)]
-    top_p: f32,
+    /// Sample only from the most probable tokens whose probabilities sum to P [default: the model's, else 1]
+    #[arg(long, value_name = "P", value_parser = share)]
+    top_p: Option<f32>,
 
-    /// Sample only from tokens at least P times as probable as the most probable one; 0 disables it
-    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = fraction)]
-    min_p: f32,
+    /// Sample only from tokens at least P times as probable as the most probable one; 0 disables it [default: the model's, else 0]
+    #[arg(long, value_name = "P", value_parser = fraction)]
+    min_p: Option<f32>,
 
-    /// Factor that makes earlier tokens less likely; 1 disables it
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = penalty)]
-    repetition_penalty: f32,
+    /// Factor that makes earlier tokens less likely; 1 disables it [default: the model's, else 1]
+    #[arg(long, value_name = "X", value_parser = penalty)]
+    repetition_penalty: Option<f32>,
 
     /// Seed of the sampler [default: random]
     #[arg(long)]
@@ -45,16 +45,20 @@ pub(super) const NAMES: [&str; 8] =
     ["max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"];
 
 impl SamplingArgs {
-    /// Parameters of one job, with a random seed unless one is set.
-    pub(super) fn sampling(&self) -> Sampling {
+    /// Parameters of one job, with a random seed unless one is set. `defaults` are those of the model.
+    pub(super) fn sampling(&self, defaults: SamplingDefaults) -> Sampling {
+        let greedy = Sampling::greedy();
         Sampling {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
+            temperature: self.temperature.or(defaults.temperature).unwrap_or(greedy.temperature),
+            top_k: self.top_k.or(defaults.top_k).unwrap_or(greedy.top_k),
+            top_p: self.top_p.or(defaults.top_p).unwrap_or(greedy.top_p),
+            min_p: self.min_p.or(defaults.min_p).unwrap_or(greedy.min_p),
+            repetition_penalty: self
+                .repetition_penalty
+                .or(defaults.repetition_penalty)
+                .unwrap_or(greedy.repetition_penalty),
             seed: self.seed.unwrap_or_else(rand::random),
-            ..Sampling::greedy()
+            ..greedy
         }
     }
 
@@ -66,11 +70,12 @@ impl SamplingArgs {
         let refused = |why| format!("{name} is {value:?}: {why}");
         let set = match name {
             "max_new_tokens" => optional(value, count).map(|tokens| self.max_new_tokens = tokens),
-            "temperature" => temperature(value).map(|t| self.temperature = t),
-            "top_k" => parse(value, "expected a whole number, 0 or more").map(|k| self.top_k = k),
-            "top_p" => share(value).map(|p| self.top_p = p),
-            "min_p" => fraction(value).map(|p| self.min_p = p),
-            "repetition_penalty" => penalty(value).map(|x| self.repetition_penalty = x),
+            "temperature" => optional(value, temperature).map(|t| self.temperature = t),
+            "top_k" => optional(value, |value| parse(value, "expected a whole number, 0 or more, or none"))
+                .map(|k| self.top_k = k),
+            "top_p" => optional(value, share).map(|p| self.top_p = p),
+            "min_p" => optional(value, fraction).map(|p| self.min_p = p),
+            "repetition_penalty" => optional(value, penalty).map(|x| self.repetition_penalty = x),
             "seed" => optional(value, |value| parse(value, "expected a whole number, 0 or more, or none"))
                 .map(|seed| self.seed = seed),
             "stop" => optional(value, text).map(|stop| self.stop = stop.into_iter().collect()),
@@ -85,11 +90,11 @@ impl SamplingArgs {
         let stop = self.stop.iter().map(|stop| format!("{stop:?}")).collect::<Vec<_>>().join(" ");
         let values = [
             or_none(self.max_new_tokens.as_ref().map(|n| n as _)),
-            self.temperature.to_string(),
-            self.top_k.to_string(),
-            self.top_p.to_string(),
-            self.min_p.to_string(),
-            self.repetition_penalty.to_string(),
+            or_none(self.temperature.as_ref().map(|t| t as _)),
+            or_none(self.top_k.as_ref().map(|k| k as _)),
+            or_none(self.top_p.as_ref().map(|p| p as _)),
+            or_none(self.min_p.as_ref().map(|p| p as _)),
+            or_none(self.repetition_penalty.as_ref().map(|x| x as _)),
             or_none(self.seed.as_ref().map(|n| n as _)),
             if stop.is_empty() { "none".into() } else { stop },
         ];

@@ -42,6 +42,8 @@ pub use self::{
         Auth, Config, Cors, Device, Engine, Limits, Log, Model, Models, OnnxRuntime, Queue, Recycle, Server,
         Tls, Trace, Watchdog,
     },
-    types::{CacheDir, Hosts, LogFormat, Origins, Secret, UnknownFields, UnknownValue},
+    types::{
+        AnswerLimit, CacheDir, DefaultsFrom, Hosts, LogFormat, Origins, Secret, UnknownFields, UnknownValue,
+    },
     user_dirs::{USER_STATE, UserDir},
 };

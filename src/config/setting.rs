@@ -39,6 +39,8 @@ pub(super) struct Flag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Integer,
+    /// A whole number, or a word that the setting describes.
+    IntegerOrWord,
     Number,
     Boolean,
     Text,
@@ -56,7 +58,7 @@ impl Setting {
     /// [`Self::has_kind`] rejects.
     pub(super) fn parse(&self, typed: &str) -> ValueKind {
         let parsed = match self.kind {
-            Kind::Integer => typed.trim().parse().ok().map(ValueKind::I64),
+            Kind::Integer | Kind::IntegerOrWord => typed.trim().parse().ok().map(ValueKind::I64),
             Kind::Number => typed.trim().parse().ok().map(ValueKind::Float),
             Kind::Boolean => typed.trim().parse().ok().map(ValueKind::Boolean),
             Kind::Text | Kind::Secret => None,
@@ -68,7 +70,8 @@ impl Setting {
     pub(super) const fn has_kind(&self, value: &ValueKind) -> bool {
         matches!(
             (self.kind, value),
-            (Kind::Integer, ValueKind::I64(_))
+            (Kind::Integer | Kind::IntegerOrWord, ValueKind::I64(_))
+                | (Kind::IntegerOrWord, ValueKind::String(_))
                 | (Kind::Number, ValueKind::Float(_) | ValueKind::I64(_))
                 | (Kind::Boolean, ValueKind::Boolean(_))
                 | (Kind::Text | Kind::Secret, ValueKind::String(_))
@@ -98,7 +101,7 @@ impl Setting {
             (Kind::Integer, None) => "a whole number".into(),
             (Kind::Number, _) => "a number from 0 to 1".into(),
             (Kind::Boolean, _) => "true or false".into(),
-            (Kind::Text | Kind::Secret, _) => self.expect.unwrap_or("text").into(),
+            (Kind::IntegerOrWord | Kind::Text | Kind::Secret, _) => self.expect.unwrap_or("text").into(),
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
     declare::{optional, settings},
     defaults::{default_cache_dir, default_model_id, default_prompt_dir},
     setting::{Flag, Setting},
-    types::{CacheDir, Hosts, LogFormat, Origins, Secret, UnknownFields},
+    types::{AnswerLimit, CacheDir, DefaultsFrom, Hosts, LogFormat, Origins, Secret, UnknownFields},
     validate::Validator,
     value::SettingValue,
 };
@@ -165,11 +165,18 @@ settings! {
         draft_model: Option<PathBuf>, unset "drafts come from the prompt and answer",
             expect "a directory, or the name of one in models.dir: a model with the same tokenizer",
             flag "draft-model" "DIR";
+        /// Maximum number of sequences that are computed together: the choices (`n`) and prompts of one request. Those of a
+        /// request that has more follow each other. Every sequence needs memory for its part of the key-value cache
+        max_sequences: NonZeroUsize = 8, in 1..=128;
         /// On a GPU, and with graphs that eka's own operators do not compute, give the same request the same bits as well,
         /// without drafts and the prefix cache. Elsewhere it has the same bits in any case
         exact: bool = false;
-        /// Longest answer of a request that does not set a limit
-        default_max_new_tokens: Tokens = 256, in 1..=1 << 24;
+        /// Longest answer of a request that does not set a limit, in tokens; `context` is what the prompt leaves of the context
+        default_max_new_tokens: AnswerLimit = "context", in 1..=1 << 24,
+            expect "context, or a number of tokens from 1 to 16777216";
+        /// Sampling parameters of requests that send none: `model` takes those of the model's `generation_config.json`
+        /// (`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty`, `do_sample`), `eka` ignores that file
+        sampling_defaults: DefaultsFrom = "model", expect "model or eka", flag "sampling-defaults" "SOURCE";
         /// Pin the threads of each CPU worker to its own physical cores (Linux); for machines that run nothing else
         pin_cores: bool = false;
         /// On a CPU, replace ONNX Runtime's matrix products and attention with eka's own operators, which give a token the

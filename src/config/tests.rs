@@ -94,11 +94,12 @@ fn without_anything_set_the_defaults_serve_the_demo() {
     assert_eq!((queue.max_jobs.get(), queue.max_prompt_tokens), (32, Tokens(65_536)));
     assert_eq!((queue.timeout_ms, queue.total_timeout_ms), (Millis(60_000), Millis(600_000)));
     assert_eq!((engine.threads, engine.context_length), (None, None));
-    assert_eq!((engine.prefill_chunk.get(), engine.default_max_new_tokens), (512, Tokens(256)));
+    assert_eq!((engine.prefill_chunk.get(), engine.default_max_new_tokens), (512, AnswerLimit::Context));
     assert_eq!(
         (engine.prefix_cache_bytes, engine.draft_tokens, engine.draft_model),
         (Bytes::mib(256), 15, None)
     );
+    assert_eq!(engine.max_sequences.get(), 8);
     assert_eq!(engine.prefix_cache_dir, model.cache_dir.join("prompts"));
     assert_eq!(
         (models.dir, models.memory_bytes, models.keep_alive_ms, queue.max_switches),
@@ -148,13 +149,16 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("model.block_size", _) => "64".to_owned(),
             ("server.body_memory_bytes", _) => "8388608".to_owned(),
             ("queue.total_timeout_ms", _) => "600001".to_owned(),
-            (_, Kind::Integer) => setting.range.as_ref().unwrap().start().max(&101).to_string(),
+            (_, Kind::Integer | Kind::IntegerOrWord) => {
+                setting.range.as_ref().unwrap().start().max(&101).to_string()
+            }
             (_, Kind::Boolean) => (setting.default != Some("true")).to_string(),
             (_, Kind::Number) => "0.5".to_owned(),
             ("server.bind", _) => "::1".to_owned(),
             ("trace.otlp_endpoint", _) => "http://[::1]:4318".to_owned(),
             ("cors.origins", _) => "*".to_owned(),
             ("server.unknown_fields", _) => "warn".to_owned(),
+            ("engine.sampling_defaults", _) => "eka".to_owned(),
             ("model.quantize", _) => "int4".to_owned(),
             ("model.verify", _) => "hash".to_owned(),
             ("log.level", _) => "warn,eka=trace".to_owned(),
@@ -228,7 +232,7 @@ fn unknown_names_are_reported_with_the_nearest_known_one() {
 fn an_invalid_value_is_reported_with_key_value_origin_and_limit() {
     for setting in SETTINGS {
         let bad: Vec<String> = match setting.kind {
-            Kind::Integer => {
+            Kind::Integer | Kind::IntegerOrWord => {
                 let range = setting.range.as_ref().unwrap();
                 vec![(range.start() - 1).to_string(), (range.end() + 1).to_string(), "abc".into()]
             }

@@ -9,6 +9,8 @@ use std::{
 
 use clap::ValueEnum;
 
+use crate::units::Tokens;
+
 /// The text is not one of the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown value")]
@@ -22,6 +24,36 @@ pub enum UnknownFields {
     Refuse,
     /// The field is ignored, and a response header names it.
     Warn,
+}
+
+/// Longest answer of a request that sets no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerLimit {
+    /// What the prompt leaves of the context.
+    Context,
+    /// At most this many tokens.
+    Tokens(Tokens),
+}
+
+impl AnswerLimit {
+    /// The number of tokens; `None` for what is left of the context.
+    #[must_use]
+    pub const fn tokens(self) -> Option<Tokens> {
+        match self {
+            Self::Context => None,
+            Self::Tokens(tokens) => Some(tokens),
+        }
+    }
+}
+
+/// Where the sampling parameters of requests that send none come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DefaultsFrom {
+    /// The model's `generation_config.json`, where it has them.
+    #[default]
+    Model,
+    /// eka's defaults.
+    Eka,
 }
 
 /// Format of a log line.

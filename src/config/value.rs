@@ -12,7 +12,7 @@ use config::ValueKind;
 
 use super::{
     setting::Kind,
-    types::{CacheDir, Hosts, LogFormat, Origins, Secret, UnknownFields},
+    types::{AnswerLimit, CacheDir, DefaultsFrom, Hosts, LogFormat, Origins, Secret, UnknownFields},
 };
 use crate::{
     device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Verify, WeightFormat},
@@ -99,6 +99,17 @@ integers! {
     NonZeroUsize: usize, Self::new;
 }
 
+impl SettingValue for AnswerLimit {
+    const KIND: Kind = Kind::IntegerOrWord;
+
+    fn from_value(value: &ValueKind) -> Result<Self, Expected> {
+        match value {
+            ValueKind::String(word) if word == "context" => Ok(Self::Context),
+            value => Tokens::from_value(value).map(Self::Tokens),
+        }
+    }
+}
+
 impl SettingValue for BlockSize {
     const KIND: Kind = Kind::Integer;
 
@@ -120,7 +131,7 @@ macro_rules! words {
     )+};
 }
 
-words! { LogFormat UnknownFields WeightFormat }
+words! { DefaultsFrom LogFormat UnknownFields WeightFormat }
 
 /// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {

@@ -17,6 +17,7 @@
 //!
 //! [llguidance]: https://github.com/guidance-ai/llguidance
 
+mod after_text;
 mod bounds;
 mod caps;
 mod error;
@@ -30,6 +31,7 @@ mod tests;
 mod vocabulary;
 
 pub use self::{
+    after_text::after_text,
     error::ConstraintError,
     grammar::{check, check_size},
     guide::{Allowed, Choice, Guide, Guides},

@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     job::{Constraint, Failure, Job, JobId},
-    text::{Calls, ToolCallParser, ToolCallParserOptions, ToolSupport},
+    text::{
+        AnswerParser, AnswerParserOptions, Calls, ReasoningFormat, ReasoningOptions, ToolCallParserOptions,
+        ToolSignature, ToolSupport,
+    },
 };
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/base");
@@ -415,17 +418,22 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
         "type": "object", "properties": { "a": { "$ref": "#/$defs/few" }, "b": { "type": "string", "maxLength": 3 } },
         "required": ["a", "b"], "additionalProperties": false, "$defs": { "few": { "enum": [1, 2] } },
     });
-    for template in ["{{ tools }}<tool_call>", "{{ tools }}[TOOL_CALLS]", "{{ tools }}<|python_tag|>"] {
-        let ToolSupport::Read(format) = ToolSupport::of(template) else { panic!("{template}") };
+    let templates = include_str!("../../tests/fixtures/templates/tool_formats.jinja").split("### ").skip(1);
+    for template in templates {
+        let format = ToolSupport::of(template).format();
         for (required, single) in [(true, true), (true, false), (false, true), (false, false)] {
-            let tools = ["x", "y"].map(|name| (name, embedded(parameters.clone()).to_string()));
-            let grammar = Constraint::Lark(format.grammar(Calls { required, single }, tools.into_iter()));
+            let tools = ["x", "y"].map(|name| (name, &parameters));
+            let grammar = format.grammar(Calls { required, single }, tools.into_iter(), embedded);
+            let grammar = Constraint::Lark(grammar);
             check(&grammar).unwrap_or_else(|e| panic!("{e}: {grammar:?}"));
             for (model, seed) in [Random::demo(), Random::pieces()].iter().zip(0..) {
                 let (answer, ended, _) = model.go_on(&grammar, seed, Vec::new(), 300).unwrap();
-                let names = ["x", "y"].map(str::to_owned).into();
-                let mut reader =
-                    ToolCallParser::new(ToolCallParserOptions { format, names, single, opened: required });
+                let tools = ["x", "y"].map(|name| ToolSignature::new(name, &parameters)).into();
+                let tools = ToolCallParserOptions { format, tools, single, opened: required };
+                let reasoning = ReasoningFormat::of(template);
+                let reasoning = reasoning.map(|format| ReasoningOptions { format, is_open: false });
+                let options = AnswerParserOptions { reasoning, tools: Some(tools), stop: Vec::new() };
+                let mut reader = AnswerParser::new(options);
                 let text = model.text_so_far(&answer);
                 let mut delta = reader.push(&text);
                 delta.append(&reader.finish());
@@ -446,13 +454,10 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
 /// After a marker there is a call that matches its schema, or nothing.
 #[test]
 fn a_call_may_follow_text_and_then_has_its_form() {
-    let ToolSupport::Read(format) = ToolSupport::of("{{ tools }}<tool_call>") else { panic!() };
-    let tools = [(
-        "x",
-        embedded(json!({ "type": "object", "properties": {}, "additionalProperties": false })).to_string(),
-    )];
+    let format = ToolSupport::of("{{ tools }}<tool_call>").format();
+    let schema = json!({ "type": "object", "properties": {}, "additionalProperties": false });
     let calls = Calls { required: false, single: false };
-    let grammar = Constraint::Lark(format.grammar(calls, tools.into_iter()));
+    let grammar = Constraint::Lark(format.grammar(calls, [("x", &schema)].into_iter(), embedded));
     let demo = Random::demo();
     let lead = demo.vocabulary.tokenize("Let me <look> <tool_call".as_bytes()).unwrap();
     let call = demo.vocabulary.tokenize(">\n{\"name\": \"x\"".as_bytes()).unwrap();

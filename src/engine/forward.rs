@@ -74,3 +74,29 @@ pub trait Forward {
     /// Number of token ids.
     fn vocabulary(&self) -> usize;
 }
+
+/// A model that computes several sequences in one pass, each with the bits that it has alone. They are branches of the sequence
+/// that [`Forward`] was fed.
+pub trait ForwardBranches: Forward {
+    /// Makes room for `rows` positions of the cache in all: those of the sequence, and those that branches add to it.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] when there is not enough memory. Every position is forgotten then.
+    fn reserve_branches(&mut self, rows: usize) -> Result<(), EngineError>;
+
+    /// Lets up to `sequences` branches be fed in one pass.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] when memory cannot be mapped or bound.
+    fn branch(&mut self, sequences: usize) -> Result<(), EngineError>;
+
+    /// A new branch with room for `more` positions. It begins with all positions of the branch `from`, or else of the sequence.
+    fn fork(&mut self, from: Option<usize>, more: usize) -> usize;
+
+    /// Appends tokens (at least one each, at most [`chunk`](Forward::chunk) in all or one for each branch) to branches, and
+    /// returns the logits of the last one of each, `[branches, vocab]`.
+    ///
+    /// # Errors
+    /// [`EngineError::Context`] when they do not fit, [`EngineError::Device`] when the device fails.
+    fn forward_branches(&mut self, fed: &[(usize, &[u32])]) -> Result<&mut [f32], EngineError>;
+}

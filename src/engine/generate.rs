@@ -8,14 +8,12 @@ use std::{
 use super::{
     error::EngineError,
     forward::Forward,
-    logprobs::LogprobScorer,
-    sampler::Sampler,
+    sequence::{Sequence, check},
     speculation::{Draft, DraftLimits, DraftSource, Drafter, Speculation},
 };
 use crate::{
-    constraint::{Choice, Guide},
-    job::{DraftCounts, EndReason, Failure, Job, Step, Timings, Usage},
-    units::Tokens,
+    constraint::Guide,
+    job::{DraftCounts, EndReason, Job, Step, Timings, Usage},
 };
 
 /// How a generation ended.
@@ -42,7 +40,7 @@ pub fn generate<D: Forward>(
     speculation: &mut Speculation<D>,
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
 ) -> Result<GenerationSummary, EngineError> {
-    check(model, job)?;
+    check(model, job).map_err(EngineError::Job)?;
     let (rows, vocabulary) = (model.rows(), model.vocabulary());
     let bounds = DraftLimits {
         rows,
@@ -52,8 +50,8 @@ pub fn generate<D: Forward>(
         ends: &job.end_tokens,
     };
     let mut run = Run::new(job, guide, Drafter::new(speculation, bounds));
-    if run.written >= job.max_new_tokens {
-        let reason = run.at_length();
+    if run.sequence.written >= job.max_new_tokens {
+        let reason = run.sequence.at_length();
         return Ok(run.outcome(reason));
     }
     let Some(logits) = run.prefill(model, &mut emit)? else {
@@ -62,7 +60,7 @@ pub fn generate<D: Forward>(
     if job.save.is_some() {
         return Ok(run.outcome(EndReason::EndToken));
     }
-    run.choose(logits)?;
+    run.sequence.choose(logits)?;
     loop {
         if let Some(reason) = run.emit_next(&mut emit) {
             return Ok(run.outcome(reason));
@@ -70,7 +68,7 @@ pub fn generate<D: Forward>(
         let draft = run.draft()?;
         if draft.tokens.is_empty() {
             let logits = run.feed(model)?;
-            run.choose(logits)?;
+            run.sequence.choose(logits)?;
         } else if let Some(reason) = run.verify(model, &draft, &mut emit)? {
             return Ok(run.outcome(reason));
         }
@@ -78,45 +76,20 @@ pub fn generate<D: Forward>(
 }
 
 struct Run<'a, D> {
-    job: &'a Job,
-    sampler: Sampler<'a>,
-    guide: Option<Guide>,
-    scorer: Option<LogprobScorer>,
+    sequence: Sequence<'a>,
     drafter: Drafter<'a, D>,
-    /// Tokens that follow but were not emitted and fed yet: one, or several if the constraint leaves no choice.
-    next: Vec<u32>,
     started: Instant,
     prefilled: Option<Duration>,
-    /// Tokens that are in the cache for good, and the part of them that was reused.
-    read: usize,
-    cached: usize,
-    written: usize,
     drafted: DraftCounts,
     drafted_by_model: DraftCounts,
 }
 
 impl<'a, D: Forward> Run<'a, D> {
     fn new(job: &'a Job, guide: Option<Guide>, mut drafter: Drafter<'a, D>) -> Self {
-        let sampler = Sampler::resume(&job.sampling, &job.prompt, &job.answer);
-        let scorer = job.logprobs.map(LogprobScorer::new);
         drafter.read(&job.prompt, &job.answer);
-        let (started, written) = (Instant::now(), job.answer.len());
-        let (next, prefilled, read, cached, drafted) = (Vec::new(), None, 0, 0, DraftCounts::default());
-        Self {
-            job,
-            sampler,
-            guide,
-            scorer,
-            drafter,
-            next,
-            started,
-            prefilled,
-            read,
-            cached,
-            written,
-            drafted,
-            drafted_by_model: drafted,
-        }
+        let (started, drafted) = (Instant::now(), DraftCounts::default());
+        let sequence = Sequence::new(job, guide);
+        Self { sequence, drafter, started, prefilled: None, drafted, drafted_by_model: drafted }
     }
 
     /// Feeds the prompt and the answer so far; `None` when the job was cancelled meanwhile.
@@ -125,21 +98,21 @@ impl<'a, D: Forward> Run<'a, D> {
         model: &'m mut M,
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Option<&'m mut [f32]>, EngineError> {
-        let context = [&*self.job.prompt, &self.job.answer].concat();
+        let context = self.sequence.context();
         let total = context.len();
         // The logits of cached prompt tokens are not kept.
-        let max = if self.job.cache_prompt && !self.scores_prompt() { total } else { 0 };
-        self.cached = model.begin(&context, max, self.job.cache_salt);
-        self.read = self.cached;
-        model.reserve(total - self.read)?;
+        let max = if self.sequence.job.cache_prompt && !self.sequence.scores_prompt() { total } else { 0 };
+        self.sequence.cached = model.begin(&context, max, self.sequence.job.cache_salt);
+        self.sequence.read = self.sequence.cached;
+        model.reserve(total - self.sequence.read)?;
         // Emitted before anything is computed, so that no one takes these tokens for ones that were read that fast.
-        if self.cached > 0 && emit(self.progress(total)).is_break() {
+        if self.sequence.cached > 0 && emit(self.sequence.progress(total)).is_break() {
             return Ok(None);
         }
         let last = self.prefill_chunks(model, &context, emit)?;
         let Some(last) = last else { return Ok(None) };
         let logits = model.forward(&context[last..])?;
-        self.read = total;
+        self.sequence.read = total;
         self.prefilled = Some(self.started.elapsed());
         Ok(Some(logits))
     }
@@ -152,10 +125,10 @@ impl<'a, D: Forward> Run<'a, D> {
         context: &[u32],
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Option<usize>, EngineError> {
-        let (total, prompt) = (context.len(), self.job.prompt.len());
+        let (total, prompt) = (context.len(), self.sequence.job.prompt.len());
         loop {
-            let in_prompt = self.read < prompt;
-            let is_scored = in_prompt && self.scores_prompt();
+            let in_prompt = self.sequence.read < prompt;
+            let is_scored = in_prompt && self.sequence.scores_prompt();
             let (width, end) = if is_scored {
                 (model.scored_chunk(), prompt)
             } else if in_prompt && model.answer_chunk() == model.chunk() {
@@ -165,10 +138,10 @@ impl<'a, D: Forward> Run<'a, D> {
             } else {
                 (model.answer_chunk(), total)
             };
-            let chunk = &context[self.read..(self.read + width).min(end)];
-            let is_last = self.read + chunk.len() == total;
+            let chunk = &context[self.sequence.read..(self.sequence.read + width).min(end)];
+            let is_last = self.sequence.read + chunk.len() == total;
             if is_last && !(is_scored && chunk.len() > 1) {
-                return Ok(Some(self.read));
+                return Ok(Some(self.sequence.read));
             }
             if is_scored {
                 // The sampler may change the logits of the last token of all: it is fed by itself.
@@ -176,111 +149,36 @@ impl<'a, D: Forward> Run<'a, D> {
                 let logits = model.forward_scored(chunk)?;
                 let vocabulary = logits.len() / chunk.len();
                 for logits in logits.chunks(vocabulary) {
-                    self.read += 1;
-                    if self.score_prompt(logits, emit).is_break() {
+                    self.sequence.read += 1;
+                    if self.sequence.score_prompt(logits, emit).is_break() {
                         return Ok(None);
                     }
                 }
             } else {
                 model.forward(chunk)?;
-                self.read += chunk.len();
+                self.sequence.read += chunk.len();
             }
-            if emit(self.progress(total)).is_break() {
+            if emit(self.sequence.progress(total)).is_break() {
                 return Ok(None);
             }
         }
     }
 
-    const fn progress(&self, total: usize) -> Step {
-        Step::Progress { done: self.read, total, cached: self.cached }
-    }
-
-    fn scores_prompt(&self) -> bool {
-        self.job.logprobs.is_some_and(|asked| asked.prompt)
-    }
-
-    /// Emits the log-probability of the prompt's next token, whose `logits` these are.
-    fn score_prompt(
-        &mut self,
-        logits: &[f32],
-        emit: &mut impl FnMut(Step) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        match (&mut self.scorer, self.job.prompt.get(self.read)) {
-            (Some(scorer), Some(token)) => {
-                scorer.read(logits);
-                emit(Step::Logprobs(scorer.score(*token, self.read)))
-            }
-            _ => ControlFlow::Continue(()),
-        }
-    }
-
-    /// Picks what follows; nothing if the constraint allows no further token.
-    fn choose(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
-        self.next.clear();
-        if let Some(scorer) = &mut self.scorer {
-            scorer.read(logits);
-        }
-        let choice = self.guide.as_mut().map(Guide::choice).transpose().map_err(EngineError::Job)?;
-        match choice {
-            Some(Choice::Nothing) => return Ok(()),
-            Some(Choice::Forced(tokens)) => {
-                tokens.iter().for_each(|token| self.sampler.take(*token));
-                self.next = tokens;
-                return Ok(());
-            }
-            Some(Choice::Among(allowed)) => allowed.mask(logits, &self.job.end_tokens),
-            None => {}
-        }
-        let picked = self.sampler.pick(logits);
-        let picked = picked.ok_or(EngineError::Job(Failure::NanLogits { after: Tokens(self.read) }))?;
-        self.next.push(picked);
-        if let Some(guide) = &self.guide
-            && !self.job.end_tokens.contains(&picked)
-        {
-            guide.picked(picked);
-        }
-        Ok(())
-    }
-
     /// Emits what follows; returns the reason if the generation ends.
     fn emit_next(&mut self, emit: &mut impl FnMut(Step) -> ControlFlow<()>) -> Option<EndReason> {
-        for index in 0..self.next.len() {
-            let token = self.next[index];
-            self.written += 1;
-            self.drafter.take(token);
-            if self.job.end_tokens.contains(&token) {
-                return Some(EndReason::EndToken);
-            }
-            let position = self.job.prompt.len() + self.written - 1;
-            let score = self.scorer.as_mut().map(|scorer| Step::Logprobs(scorer.score(token, position)));
-            if score.into_iter().chain([Step::Token(token)]).any(|step| emit(step).is_break()) {
-                return Some(EndReason::Cancelled);
-            }
-            if self.written >= self.job.max_new_tokens {
-                let is_truncated = index + 1 < self.next.len();
-                return Some(if is_truncated { EndReason::Length } else { self.at_length() });
-            }
-        }
-        self.next.is_empty().then_some(EndReason::EndToken)
-    }
-
-    /// Why an answer of full length ends. If its constraint allows no further token, it is complete and was not cut off.
-    fn at_length(&mut self) -> EndReason {
-        match self.guide.as_mut().map(Guide::choice) {
-            Some(Ok(Choice::Nothing)) => EndReason::EndToken,
-            _ => EndReason::Length,
-        }
+        self.sequence.next.iter().for_each(|token| self.drafter.take(*token));
+        self.sequence.emit_next(emit)
     }
 
     /// Feeds what follows.
     fn feed<'m, M: Forward>(&mut self, model: &'m mut M) -> Result<&'m mut [f32], EngineError> {
         let width = model.answer_chunk();
-        let last = (self.next.len() - 1) / width * width;
-        for chunk in self.next[..last].chunks(width) {
+        let last = (self.sequence.next.len() - 1) / width * width;
+        for chunk in self.sequence.next[..last].chunks(width) {
             model.forward(chunk)?;
         }
-        self.read += self.next.len();
-        let (rest, began) = (&self.next[last..], Instant::now());
+        self.sequence.read += self.sequence.next.len();
+        let (rest, began) = (&self.sequence.next[last..], Instant::now());
         let logits = model.forward(rest)?;
         self.drafter.took(rest.len(), began.elapsed());
         Ok(logits)
@@ -288,7 +186,7 @@ impl<'a, D: Forward> Run<'a, D> {
 
     /// Tokens that may come next, if it pays to verify them in the same pass.
     fn draft(&mut self) -> Result<Draft, EngineError> {
-        self.drafter.draft(self.next.len(), self.job.max_new_tokens - self.written)
+        self.drafter.draft(self.sequence.next.len(), self.sequence.job.max_new_tokens - self.sequence.written)
     }
 
     /// Feeds what follows together with a draft, and emits the part of the draft that would have been picked anyway. Then picks
@@ -299,26 +197,26 @@ impl<'a, D: Forward> Run<'a, D> {
         proposal: &Draft,
         emit: &mut impl FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Option<EndReason>, EngineError> {
-        let (vocabulary, draft, due) = (model.vocabulary(), &*proposal.tokens, self.next.len());
-        let fed = [&*self.next, draft].concat();
-        self.read += due;
+        let (vocabulary, draft, due) = (model.vocabulary(), &*proposal.tokens, self.sequence.next.len());
+        let fed = [&*self.sequence.next, draft].concat();
+        self.sequence.read += due;
         let began = Instant::now();
         let logits = model.forward_rows(&fed, draft.len() + 1)?;
         self.drafter.took(fed.len(), began.elapsed());
         let (mut accepted, mut end) = (0, None);
         loop {
-            self.choose(&mut logits[accepted * vocabulary..][..vocabulary])?;
+            self.sequence.choose(&mut logits[accepted * vocabulary..][..vocabulary])?;
             // If the constraint leaves no choice, several picked tokens may match the draft.
-            if self.next.is_empty() || !draft[accepted..].starts_with(&self.next) {
+            if self.sequence.next.is_empty() || !draft[accepted..].starts_with(&self.sequence.next) {
                 break;
             }
-            accepted += self.next.len();
+            accepted += self.sequence.next.len();
             end = self.emit_next(emit);
             if end.is_some() {
                 break;
             }
         }
-        self.read += accepted;
+        self.sequence.read += accepted;
         self.drafted.add(draft.len(), accepted);
         if proposal.by == DraftSource::Model {
             self.drafted_by_model.add(draft.len(), accepted);
@@ -326,11 +224,12 @@ impl<'a, D: Forward> Run<'a, D> {
         // After the end of the answer the rest of the draft was not tested.
         let was_wrong = end.is_none()
             && self
+                .sequence
                 .next
                 .first()
                 .is_some_and(|token| draft.get(accepted).is_some_and(|drafted| drafted != token));
         self.drafter.judge(proposal, due, accepted, was_wrong);
-        model.rewind(self.read);
+        model.rewind(self.sequence.read);
         Ok(end)
     }
 
@@ -339,11 +238,7 @@ impl<'a, D: Forward> Run<'a, D> {
         let prefill = self.prefilled.unwrap_or(elapsed);
         GenerationSummary {
             reason,
-            usage: Usage {
-                prompt_tokens: self.read.min(self.job.prompt.len()),
-                completion_tokens: self.written,
-                cached_tokens: self.cached.min(self.job.prompt.len()),
-            },
+            usage: self.sequence.usage(),
             timings: Timings {
                 prefill,
                 decode: elapsed.saturating_sub(prefill),
@@ -356,23 +251,13 @@ impl<'a, D: Forward> Run<'a, D> {
     }
 }
 
-fn check(model: &impl Forward, job: &Job) -> Result<(), EngineError> {
-    let (prompt, max_new, capacity) = (job.prompt.len(), job.max_new_tokens, model.capacity());
-    if prompt == 0 || max_new == 0 || prompt.saturating_add(max_new) > capacity {
-        let (prompt, max_new, capacity) = (Tokens(prompt), Tokens(max_new), Tokens(capacity));
-        return Err(EngineError::Job(Failure::Context { prompt, max_new, capacity }));
-    }
-    let vocabulary = model.vocabulary();
-    match job.prompt.iter().chain(&job.answer).find(|id| **id as usize >= vocabulary) {
-        Some(&id) => Err(EngineError::Job(Failure::UnknownToken { id, vocabulary })),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{JobId, LogprobOptions, Sampling};
+    use crate::{
+        job::{Failure, JobId, LogprobOptions, Sampling},
+        units::Tokens,
+    };
 
     const VOCABULARY: usize = 10;
     const END: u32 = 9;

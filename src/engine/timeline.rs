@@ -1,19 +1,5 @@
 //! A model with one growing sequence of tokens and its key-value cache.
 //!
-//! # How the cache grows
-//! In a memory pool, the cache has room for the current job only and is freed when the job ends. It starts with the size of the
-//! prompt, which is known, and grows with the answer, whose length is not. Sizes are rounded up to one of four steps between two
-//! powers of two, and to multiples of [`MIN_STEP`] positions.
-//!
-//! So at most a quarter of it, or one small step, is unused. Each step grows it by a seventh or more, so the copies on the way
-//! to `n` positions are less than `7 n` positions, compared to `n² / 2` that the decode steps read. Steps of a constant size
-//! would copy about `n²`, and doubling would leave half unused. Each step also binds the inputs again, hence the minimum of
-//! [`MIN_STEP`], and captures CUDA graphs again, hence [`MIN_STEP_CAPTURED`]. The cache consists of a few blocks that grow
-//! one after the other, so growing needs only the new cache and one block of the old one.
-//!
-//! Host memory outside of a pool is mapped, and pages that are never written cost nothing. A smaller cache would save nothing, so
-//! the first step is the whole context, on the same code path.
-//!
 //! # Prefix caching
 //! Keys and values of a position depend only on its token and the tokens before it. So a sequence that begins like an earlier one
 //! of the same salt continues where the two differ. The last sequence stays in the cache as it is. In a mapped cache, the part
@@ -25,8 +11,10 @@
 use std::{fmt, mem, time::Instant};
 
 use super::{
+    branches::Branches,
+    cache_growth::{MIN_STEP, MIN_STEP_CAPTURED, step},
     error::EngineError,
-    forward::Forward,
+    forward::{Forward, ForwardBranches},
     pinned_prefixes::PinnedPrefixes,
     prefix_cache::{PrefixCache, common},
     thread_tuning::fastest,
@@ -37,12 +25,6 @@ use crate::{
     model::{Cache, HostCache, Model, Pass},
     units::Bytes,
 };
-
-/// Fewest positions by which a cache in a pool grows: a fraction of a megabyte in most models.
-const MIN_STEP: usize = 64;
-
-/// The same with captured steps, because each larger cache has to be captured again.
-const MIN_STEP_CAPTURED: usize = 256;
 
 /// Decode steps after which a captured step has been run at least once.
 const WARM_UP_STEPS: usize = 4;
@@ -87,6 +69,8 @@ pub struct Timeline {
     verify: Option<Pass>,
     /// Made for the first prompt that is scored, and dropped with its job.
     score: Option<Pass>,
+    /// Sequences that continue the one in the cache, while a job has several.
+    branches: Option<Branches>,
     /// The tokens of the sequence, one per used position, and the salt of their job.
     tokens: Vec<u32>,
     salt: CacheSalt,
@@ -141,6 +125,7 @@ impl Timeline {
             prefill,
             verify,
             score: None,
+            branches: None,
             tokens: Vec::new(),
             salt: CacheSalt::default(),
             written: 0,
@@ -229,6 +214,12 @@ impl Timeline {
         pool.trim(keep);
     }
 
+    /// Whether it computes several sequences in one pass, each with the bits that it has alone.
+    #[must_use]
+    pub fn takes_sequences(&self) -> bool {
+        self.model.takes_sequences()
+    }
+
     /// Positions that fit into the cache without growing.
     #[must_use]
     pub fn room(&self) -> usize {
@@ -250,12 +241,24 @@ impl Timeline {
     /// [`clear`](Self::clear).
     pub fn settle(&mut self, may_be_kept: bool) {
         self.score = None;
+        if self.branches.take().is_some() && !self.cache.is_pooled() {
+            self.end_branches(may_be_kept);
+            return;
+        }
         let spent = self.cache.spent(self.written);
         if may_be_kept && !self.tokens.is_empty() && spent <= self.bound {
             self.prefixes.supersede(self.salt, &self.tokens);
             self.prefixes.make_room(Bytes(self.bound.0 - spent.0));
             return;
         }
+        if may_be_kept {
+            self.save(self.longest_copy(self.salt, &self.tokens));
+        }
+        self.forget(self.keep);
+    }
+
+    /// Keeps a copy of what all branches began with, and returns the memory of their rows.
+    fn end_branches(&mut self, may_be_kept: bool) {
         if may_be_kept {
             self.save(self.longest_copy(self.salt, &self.tokens));
         }
@@ -316,11 +319,18 @@ impl Timeline {
 
     /// Clears the sequence in the cache.
     fn forget(&mut self, keep: Bytes) {
+        self.branches = None;
         self.tokens.clear();
         self.written = 0;
         self.cache.discard();
         if self.cache.held() > keep {
             self.release();
+        } else if self.room() > self.max && !self.cache.is_pooled() {
+            // It had room for several sequences. Where memory is short, the next job tries again.
+            self.release();
+            if let Err(e) = self.grow(self.max) {
+                tracing::warn!("cannot map a cache: {e}");
+            }
         }
     }
 
@@ -363,6 +373,7 @@ impl Timeline {
     }
 
     fn release(&mut self) {
+        self.branches = None;
         self.tokens.clear();
         self.written = 0;
         self.passes().for_each(Pass::detach);
@@ -422,12 +433,6 @@ impl Timeline {
 fn agree(first: &[f32], second: &[f32]) -> bool {
     let greatest = first.iter().fold(0f32, |max, logit| max.max(logit.abs()));
     first.iter().zip(second).all(|(a, b)| (a - b).abs() <= greatest * 0.01)
-}
-
-/// The cache size for `positions`: a multiple of the step size, which is at least `min`, and at most `max`.
-fn step(positions: usize, max: usize, min: usize) -> usize {
-    let step = (positions.next_power_of_two() / 8).max(min);
-    positions.next_multiple_of(step).min(max)
 }
 
 impl Forward for Timeline {
@@ -538,27 +543,31 @@ impl Forward for Timeline {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl ForwardBranches for Timeline {
+    fn reserve_branches(&mut self, rows: usize) -> Result<(), EngineError> {
+        if rows > self.room() {
+            self.grow(rows)?;
+        }
+        Ok(())
+    }
 
-    #[test]
-    fn cache_sizes_have_room_and_leave_at_most_a_quarter_unused() {
-        assert_eq!(
-            [1, 64, 65, 512, 513, 1024, 1025].map(|n| step(n, 4096, MIN_STEP)),
-            [64, 64, 128, 512, 640, 1024, 1280]
-        );
-        assert_eq!(
-            [1, 100, 101].map(|n| step(n, 101, MIN_STEP)),
-            [64, 101, 101],
-            "never more than there may be"
-        );
-        let mut moved = 0;
-        for n in 1..100_000 {
-            let (room, before) = (step(n, usize::MAX, MIN_STEP), step(n - 1, usize::MAX, MIN_STEP));
-            assert!(room >= n && (room - n < MIN_STEP || (room - n) * 4 <= n), "{n}: {room}");
-            moved += if room > before { n - 1 } else { 0 };
-            assert!(moved < 7 * n, "{n}: {moved} were copied");
+    fn branch(&mut self, sequences: usize) -> Result<(), EngineError> {
+        let (trunk, sizes) = (self.tokens.len(), [self.chunk, sequences]);
+        self.branches = Some(Branches::new(&self.model, &self.cache, trunk, sizes)?);
+        Ok(())
+    }
+
+    fn fork(&mut self, from: Option<usize>, more: usize) -> usize {
+        let Some(branches) = &mut self.branches else { return 0 };
+        let forked = branches.fork(from, more);
+        self.written = self.written.max(branches.rows());
+        forked
+    }
+
+    fn forward_branches(&mut self, fed: &[(usize, &[u32])]) -> Result<&mut [f32], EngineError> {
+        match &mut self.branches {
+            Some(branches) => branches.forward(&mut self.model, fed),
+            None => Err(EngineError::Context { used: 0, asked: fed.len(), capacity: 0 }),
         }
     }
 }

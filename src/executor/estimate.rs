@@ -1,7 +1,7 @@
 //! Estimates how long jobs will run, from the times of earlier jobs.
 //!
-//! Three ratios of decayed sums are kept: seconds per prompt token, seconds per generated token, and generated tokens per allowed
-//! token. Sums are better than a mean of each job's rate, because a prompt of five tokens, whose time is all overhead, must not
+//! Four ratios of decayed sums are kept: seconds per prompt token, seconds per generated token, generated tokens per allowed
+//! token of jobs whose client set a limit, and generated tokens per job of the others, whose limit is the whole context. Sums are better than a mean of each job's rate, because a prompt of five tokens, whose time is all overhead, must not
 //! count like one of five thousand.
 
 use std::time::Duration;
@@ -23,6 +23,7 @@ pub(super) struct SpeedEstimate {
     prefill_seconds_per_token: DecayedRatio,
     decode_seconds_per_token: DecayedRatio,
     share_of_max_new: DecayedRatio,
+    tokens_without_limit: DecayedRatio,
 }
 
 /// Size of a job, and its progress.
@@ -36,6 +37,8 @@ pub(super) struct Work {
     pub(super) generated: Tokens,
     /// Its time limit in the slot.
     pub(super) max_time: Option<Duration>,
+    /// Whether the client set `max_new`.
+    pub(super) is_limited: bool,
 }
 
 /// Times of a finished job.
@@ -51,12 +54,13 @@ pub(super) struct SlotUsage {
 
 impl Default for SpeedEstimate {
     /// Before the first measurement: 200 prompt tokens and 10 generated tokens per second, like a small model on a laptop's CPU, and
-    /// half of the allowed tokens.
+    /// half of the allowed tokens, or 128 without a limit.
     fn default() -> Self {
         Self {
             prefill_seconds_per_token: DecayedRatio::unknown(1.0 / 200.0),
             decode_seconds_per_token: DecayedRatio::unknown(1.0 / 10.0),
             share_of_max_new: DecayedRatio::unknown(0.5),
+            tokens_without_limit: DecayedRatio::unknown(128.0),
         }
     }
 }
@@ -70,7 +74,11 @@ impl SpeedEstimate {
         }
         self.prefill_seconds_per_token.add(taken.to_first_token.as_secs_f64(), count(taken.work.prompt));
         self.decode_seconds_per_token.add(taken.rest.as_secs_f64(), generated - 1.0);
-        self.share_of_max_new.add(generated, count(taken.work.max_new));
+        if taken.work.is_limited {
+            self.share_of_max_new.add(generated, count(taken.work.max_new));
+        } else {
+            self.tokens_without_limit.add(generated, 1.0);
+        }
     }
 
     /// `Retry-After` for a rejected client: the time until all jobs `ahead` are expected to be done.
@@ -89,7 +97,13 @@ impl SpeedEstimate {
     }
 
     fn seconds_for(&self, work: Work) -> f64 {
-        let expected = self.share_of_max_new.value() * count(work.max_new) - count(work.generated);
+        let max_new = count(work.max_new);
+        let expected = if work.is_limited {
+            self.share_of_max_new.value() * max_new
+        } else {
+            self.tokens_without_limit.value().min(max_new)
+        };
+        let expected = expected - count(work.generated);
         let seconds = self.prefill_seconds_per_token.value() * count(work.prompt)
             + self.decode_seconds_per_token.value() * expected.max(0.0);
         work.max_time.map_or(seconds, |max| seconds.min(max.as_secs_f64()))
@@ -132,7 +146,7 @@ mod tests {
 
     const fn work(prompt: usize, max_new: usize, generated: usize) -> Work {
         let (prompt, max_new, generated) = (Tokens(prompt), Tokens(max_new), Tokens(generated));
-        Work { prompt, max_new, generated, max_time: None }
+        Work { prompt, max_new, generated, max_time: None, is_limited: true }
     }
 
     const fn taken(work: Work, to_first_token: u64, rest: u64) -> SlotUsage {

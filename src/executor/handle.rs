@@ -13,6 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    in_turn::one_by_one,
     limits::{Limits, SubmitError, Terms},
     queue::{Queue, QueuedJob, Routing},
     shared::Shared,
@@ -20,7 +21,7 @@ use super::{
     snapshot::{Caller, JobOutcome, QueueSummary, Snapshot},
 };
 use crate::{
-    job::{Event, Failure, Finish, Job, JobId, Priority},
+    job::{Event, Failure, Finish, GroupedJob, Job, JobId, Priority},
     metrics::Metrics,
     units::Tokens,
 };
@@ -35,31 +36,21 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Creates a queue with one slot, and the future that runs its jobs. `run` gets one job at a time, with a channel for its
-    /// [`Event`]s and a token that is cancelled when its client has left. It should then return soon, because the slot is busy
-    /// until it does. A panic in it fails that job only.
-    pub fn new<R, F>(
-        limits: Limits,
-        metrics: Arc<Metrics>,
-        run: R,
-    ) -> (Self, impl Future<Output = ()> + Send + 'static)
-    where
-        R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send + 'static,
-        F: Future<Output = Result<Finish, Failure>> + Send + 'static,
-    {
-        Self::with_slots(limits, metrics, vec![run])
-    }
-
-    /// Like [`Self::new`], with a slot for each of `runs`. The first free slot takes the next job unless [`Self::route`] changes
-    /// that.
+    /// Creates a queue with a slot for each of `runs`, and the future that runs its jobs. The first free slot takes the next jobs
+    /// unless [`Self::route`] changes that.
+    ///
+    /// A run gets the jobs of one group at a time, with a channel for their [`Event`]s, the last of which is [`Event::Done`] or
+    /// [`Event::Failed`] for each job. If it returns a failure, jobs without a last event fail with it. Each job has a token that
+    /// is cancelled when its client has left; the run should then return soon, because the slot is busy until it does. A panic in
+    /// it fails these jobs only.
     pub fn with_slots<R, F>(
         limits: Limits,
         metrics: Arc<Metrics>,
         runs: Vec<R>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static)
     where
-        R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send + 'static,
-        F: Future<Output = Result<Finish, Failure>> + Send + 'static,
+        R: FnMut(Vec<GroupedJob>, UnboundedSender<(JobId, Event)>) -> F + Send + 'static,
+        F: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         let shared = Arc::new(Shared::new(limits, metrics));
         shared.queue().set_slots(runs.len());
@@ -75,7 +66,8 @@ impl Executor {
         (Self { shared }, work)
     }
 
-    /// Like [`Self::new`], and spawns the future as a task.
+    /// A queue with one slot, run by a task. `run` gets one job at a time, with a channel for its events and its token; the jobs
+    /// of a group run one after another.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -84,7 +76,7 @@ impl Executor {
         R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send + 'static,
         F: Future<Output = Result<Finish, Failure>> + Send + 'static,
     {
-        let (executor, work) = Self::new(limits, metrics, run);
+        let (executor, work) = Self::with_slots(limits, metrics, vec![one_by_one(run)]);
         tokio::spawn(work);
         executor
     }
@@ -141,14 +133,35 @@ impl Executor {
         job: Job,
         terms: impl Into<Terms>,
     ) -> Result<Ticket, SubmitError> {
-        let (sender, events) = unbounded_channel();
-        let (id, cancel) = (job.id, CancellationToken::new());
-        let accepted = QueuedJob::new(job, sender, cancel.clone(), Instant::now(), terms.into());
-        let accepted = QueuedJob { caller, ..accepted };
-        self.shared.update(|queue| queue.push(accepted))?;
+        let mut tickets = self.submit_together(&caller, vec![job], terms)?;
+        tickets.pop().ok_or(SubmitError::Stopped)
+    }
+
+    /// Adds jobs that a slot takes together, or none of them: the choices of one prompt, or several prompts of one request.
+    ///
+    /// # Errors
+    /// Those of [`Self::submit`].
+    pub fn submit_together(
+        &self,
+        caller: &Caller,
+        jobs: Vec<Job>,
+        terms: impl Into<Terms>,
+    ) -> Result<Vec<Ticket>, SubmitError> {
+        let (now, terms) = (Instant::now(), terms.into());
+        let group = jobs.first().map(|job| job.id).unwrap_or_default();
+        let (mut accepted, mut receivers) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+        for job in jobs {
+            let (sender, events) = unbounded_channel();
+            let (id, cancel) = (job.id, CancellationToken::new());
+            let queued = QueuedJob::new(job, sender, cancel.clone(), now, terms);
+            accepted.push(QueuedJob { group, caller: caller.clone(), ..queued });
+            receivers.push((id, events, cancel));
+        }
+        self.shared.update(|queue| queue.push_group(accepted))?;
         self.look_again();
         self.shared.deadlines_changed.notify_one();
-        Ok(Ticket { id, events, cancel, shared: self.shared.clone() })
+        let ticket = |(id, events, cancel)| Ticket { id, events, cancel, shared: self.shared.clone() };
+        Ok(receivers.into_iter().map(ticket).collect())
     }
 
     /// Numbers of waiting and running jobs.

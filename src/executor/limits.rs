@@ -32,11 +32,13 @@ pub struct Terms {
     /// Time in the slot, without loading its model, after which the job ends with
     /// [`EndReason::Length`](crate::job::EndReason::Length) and the tokens so far.
     pub max_time: Option<Duration>,
+    /// Whether the client limited the number of tokens. Otherwise the limit says nothing about the length of the answer.
+    pub is_limited: bool,
 }
 
 impl From<Deadlines> for Terms {
     fn from(deadlines: Deadlines) -> Self {
-        Self { deadlines, priority: Priority::default(), max_time: None }
+        Self { deadlines, priority: Priority::default(), max_time: None, is_limited: true }
     }
 }
 

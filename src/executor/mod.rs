@@ -12,6 +12,7 @@
 
 mod estimate;
 mod handle;
+mod in_turn;
 mod limits;
 mod queue;
 mod scheduling;

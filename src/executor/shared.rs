@@ -63,19 +63,28 @@ impl Shared {
         changed
     }
 
-    /// The next job for this slot that is not cancelled.
-    pub(super) fn take_next(&self, slot: usize) -> Option<QueuedJob> {
+    /// The next job for this slot that is not cancelled, with the other jobs of its group.
+    pub(super) fn take_next(&self, slot: usize) -> Option<Vec<QueuedJob>> {
         self.fail_overdue();
         loop {
-            let next = self.update(|queue| queue.take(slot, Instant::now()))?;
-            if !next.cancel.is_cancelled() {
+            let now = Instant::now();
+            let taken = self.update(|queue| {
+                let first = queue.take(slot, now)?;
+                let rest = queue.take_rest(first.group, slot, now);
+                Some(std::iter::once(first).chain(rest).collect::<Vec<_>>())
+            })?;
+            let (cancelled, next): (Vec<_>, Vec<_>) =
+                taken.into_iter().partition(|job| job.cancel.is_cancelled());
+            for job in cancelled {
+                job.send_cancelled();
+                self.update(|queue| {
+                    queue.release(job.job.id);
+                    queue.count(JobOutcome::Cancelled);
+                });
+            }
+            if !next.is_empty() {
                 return Some(next);
             }
-            next.send_cancelled();
-            self.update(|queue| {
-                queue.release(next.job.id);
-                queue.count(JobOutcome::Cancelled);
-            });
         }
     }
 

@@ -1,4 +1,4 @@
-//! A slot: takes a job from the queue, runs it, forwards its events, takes the next.
+//! A slot: takes the jobs of a group from the queue, runs them, forwards their events, takes the next.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::SystemTime};
 
@@ -7,7 +7,6 @@ use tokio::{
     sync::mpsc::{UnboundedSender, unbounded_channel},
     time::{Instant, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{
     estimate::{SlotUsage, Work},
@@ -16,7 +15,7 @@ use super::{
     snapshot::{FinishedJob, JobOutcome},
 };
 use crate::{
-    job::{DraftCounts, EndReason, Event, Failure, Finish, Job, Step, Timings},
+    job::{DraftCounts, EndReason, Event, Failure, Finish, GroupedJob, JobId, Step, Timings},
     metrics::{DraftSourceLabel, Metrics, PriorityLabel},
     otel::JobSpans,
     units::Tokens,
@@ -25,8 +24,8 @@ use crate::{
 /// Runs the jobs of one slot until the queue is closed and empty.
 pub(super) async fn serve<R, F>(shared: Arc<Shared>, slot: usize, mut run: R)
 where
-    R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
-    F: Future<Output = Result<Finish, Failure>> + Send,
+    R: FnMut(Vec<GroupedJob>, UnboundedSender<(JobId, Event)>) -> F + Send,
+    F: Future<Output = Result<(), Failure>> + Send,
 {
     loop {
         // Enabled before the queue is checked, so that no arrival in between is missed.
@@ -35,7 +34,7 @@ where
         arrived.as_mut().enable();
         match shared.take_next(slot) {
             Some(accepted) => {
-                run_one(&shared, slot, &mut run, accepted).await;
+                run_group(&shared, slot, &mut run, accepted).await;
                 // Another slot may be able to take a job now, and no arrival would wake it.
                 shared.arrived.notify_waiters();
             }
@@ -56,36 +55,94 @@ pub(super) async fn watch_deadlines(shared: Arc<Shared>) {
     }
 }
 
-async fn run_one<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: QueuedJob)
+async fn run_group<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: Vec<QueuedJob>)
 where
-    R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send,
-    F: Future<Output = Result<Finish, Failure>> + Send,
+    R: FnMut(Vec<GroupedJob>, UnboundedSender<(JobId, Event)>) -> F + Send,
+    F: Future<Output = Result<(), Failure>> + Send,
 {
     let (sender, mut received) = unbounded_channel();
-    let (job, cancel) = (accepted.job.clone(), accepted.cancel.clone());
+    let grouped =
+        |accepted: &QueuedJob| GroupedJob { job: accepted.job.clone(), cancel: accepted.cancel.clone() };
+    let jobs = accepted.iter().map(grouped).collect();
     // The call is inside, so that a panic before the first await is caught too.
-    let work = AssertUnwindSafe(async { run(job, sender, cancel).await }).catch_unwind();
+    let work = AssertUnwindSafe(async { run(jobs, sender).await }).catch_unwind();
     tokio::pin!(work);
-    let mut running = RunningJob::start(shared, slot, accepted);
+    let mut group = RunningGroup::start(shared, slot, accepted);
     let ended = loop {
         tokio::select! {
             biased;
-            Some(event) = received.recv() => running.handle(event),
-            failure = running.deadline(), if !running.is_answered => running.end_early(failure),
-            () = sleep_until_some(running.time_limit), if !running.limit_reached => running.stop_at_limit(),
+            Some((id, event)) = received.recv() => group.handle(id, event),
+            failure = group.deadline() => group.end_early(&failure),
+            () = sleep_until_some(group.time_limit()) => group.stop_at_limit(),
             ended = &mut work => break ended,
         }
     };
-    while let Ok(event) = received.try_recv() {
-        running.handle(event);
+    while let Ok((id, event)) = received.try_recv() {
+        group.handle(id, event);
     }
-    running.end(ended.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))));
+    let failure = match ended {
+        Ok(Ok(())) => Failure::WorkerLost { message: "the worker did not report how the job ended".into() },
+        Ok(Err(failure)) => failure,
+        Err(panic) => panicked(panic.as_ref()),
+    };
+    group.fail(&failure);
+}
+
+/// The jobs of a group that have not ended. They have the same deadlines and limits.
+struct RunningGroup<'a> {
+    jobs: Vec<RunningJob<'a>>,
+}
+
+impl<'a> RunningGroup<'a> {
+    fn start(shared: &'a Shared, slot: usize, accepted: Vec<QueuedJob>) -> Self {
+        let together = u32::try_from(accepted.len()).unwrap_or(u32::MAX);
+        let start = |accepted| RunningJob::start(shared, slot, together, accepted);
+        Self { jobs: accepted.into_iter().map(start).collect() }
+    }
+
+    fn handle(&mut self, id: JobId, event: Event) {
+        let Some(at) = self.jobs.iter().position(|job| job.accepted.job.id == id) else { return };
+        match event {
+            Event::Done(finish) => self.jobs.swap_remove(at).end(Ok(finish)),
+            Event::Failed(failure) => self.jobs.swap_remove(at).end(Err(failure)),
+            event => self.jobs[at].handle(event),
+        }
+    }
+
+    /// Waits until the jobs have to fail, and returns why.
+    async fn deadline(&self) -> Failure {
+        match self.jobs.iter().find(|job| !job.is_answered) {
+            Some(job) => job.deadline().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn end_early(&mut self, failure: &Failure) {
+        let waiting = self.jobs.iter_mut().filter(|job| !job.is_answered);
+        waiting.for_each(|job| job.end_early(failure.clone()));
+    }
+
+    /// When the time limit of the jobs expires, if they have one and it has not expired.
+    fn time_limit(&self) -> Option<Instant> {
+        self.jobs.iter().find(|job| !job.limit_reached).and_then(|job| job.time_limit)
+    }
+
+    fn stop_at_limit(&mut self) {
+        self.jobs.iter_mut().for_each(RunningJob::stop_at_limit);
+    }
+
+    /// Ends the jobs that have no last event.
+    fn fail(self, failure: &Failure) {
+        self.jobs.into_iter().for_each(|job| job.end(Err(failure.clone())));
+    }
 }
 
 /// A job in the slot: forwards its events and measures it.
 struct RunningJob<'a> {
     shared: &'a Shared,
     slot: usize,
+    /// Jobs of its group, which share the time of the slot.
+    together: u32,
     accepted: QueuedJob,
     began: Instant,
     work: Work,
@@ -100,7 +157,7 @@ struct RunningJob<'a> {
 }
 
 impl<'a> RunningJob<'a> {
-    fn start(shared: &'a Shared, slot: usize, mut accepted: QueuedJob) -> Self {
+    fn start(shared: &'a Shared, slot: usize, together: u32, mut accepted: QueuedJob) -> Self {
         let began = Instant::now();
         let queue_wait = began.saturating_duration_since(accepted.at);
         let waiter = PriorityLabel { priority: accepted.terms.priority.as_str() };
@@ -111,6 +168,7 @@ impl<'a> RunningJob<'a> {
         let mut running = Self {
             shared,
             slot,
+            together,
             accepted,
             began,
             work,
@@ -140,7 +198,7 @@ impl<'a> RunningJob<'a> {
                 self.accepted.spans.iter_mut().for_each(JobSpans::loaded);
             }
             Event::Step(Step::Logprobs(_)) => {}
-            // Only the executor sends these.
+            // The group handles the last event, and only the executor sends the first.
             Event::Started { .. } | Event::Done(_) | Event::Failed(_) => return,
         }
         if !self.is_answered {
@@ -220,11 +278,12 @@ impl<'a> RunningJob<'a> {
         // Cached tokens were not computed, so they do not count for the speed.
         let cached = ended.as_ref().map_or(0, |finish| finish.usage.cached_tokens);
         let prompt = Tokens(self.work.prompt.0.saturating_sub(cached));
-        self.shared.release(
-            self.accepted.job.id,
-            SlotUsage { work: Work { prompt, ..self.work }, to_first_token, rest: now - first_token },
-            self.record(&ended, now),
-        );
+        let usage = SlotUsage {
+            work: Work { prompt, ..self.work },
+            to_first_token: to_first_token / self.together,
+            rest: (now - first_token) / self.together,
+        };
+        self.shared.release(self.accepted.job.id, usage, self.record(&ended, now));
         if !self.is_answered {
             self.accepted.send(ended.map_or_else(Event::Failed, Event::Done));
         }

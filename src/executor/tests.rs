@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Deadlines, Executor, Limits, SubmitError, Ticket};
+use super::{Deadlines, Executor, Limits, SubmitError, Ticket, in_turn::one_by_one};
 use crate::{
     job::{EndReason, Event, Failure, Finish, Job, MemoryReport, Step, Timings, Usage},
     metrics::Metrics,
@@ -307,7 +307,7 @@ async fn jobs_and_tokens_are_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn two_slots_run_two_jobs_at_a_time_and_end_when_the_queue_is_drained() {
-    let run = || |job: Job, events, cancel| generate(job, events, cancel, 10 * MS);
+    let run = || one_by_one(|job: Job, events, cancel| generate(job, events, cancel, 10 * MS));
     let (executor, work) = Executor::with_slots(limits(9), Arc::new(Metrics::new()), vec![run(), run()]);
     let work = tokio::spawn(work);
     let mut tickets: Vec<_> = (0..5).map(|_| executor.ask(10, FOREVER).unwrap()).collect();

@@ -51,6 +51,8 @@ pub(crate) enum ApiError {
     HeadTooLarge,
     #[error("no route for {path}; GET / lists all routes")]
     NotFound { path: String },
+    #[error("{what} is not supported by eka; {instead}")]
+    NotImplemented { what: &'static str, instead: &'static str },
     #[error("method not allowed; this path allows {allow}")]
     MethodNotAllowed { allow: &'static str },
     #[error("the request body is larger than {limit} (server.body_limit_bytes)")]
@@ -137,6 +139,7 @@ impl ApiError {
             Self::HeadTooSlow { .. } => (S::REQUEST_TIMEOUT, "head_too_slow"),
             Self::HeadTooLarge => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::NotFound { .. } => (S::NOT_FOUND, "not_found"),
+            Self::NotImplemented { .. } => (S::NOT_IMPLEMENTED, "not_implemented"),
             Self::MethodNotAllowed { .. } => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyMemoryFull { .. } => (S::SERVICE_UNAVAILABLE, "body_memory_full"),
@@ -191,7 +194,7 @@ impl ApiError {
     }
 
     /// The field at fault, if any.
-    fn param(&self) -> Option<&str> {
+    pub(crate) fn param(&self) -> Option<&str> {
         match self {
             Self::Field(field) => Some(field.param()),
             Self::ModelNotFound { .. } | Self::ModelUnavailable(_) | Self::ModelNotAllowed { .. } => {
@@ -203,7 +206,6 @@ impl ApiError {
                 TextError::ConstraintUnsupported | TextError::TooLong { .. } | TextError::Encode { .. },
             ) => None,
             Self::Text(TextError::TemplateUnsupported { .. }) => Some("messages"),
-            Self::Text(TextError::NoTools { .. }) => Some("tools"),
             Self::Text(text) if text.is_client_error() => Some("messages"),
             _ => None,
         }
@@ -293,7 +295,9 @@ impl ApiError {
             _ => "invalid_request_error",
         };
         let param = self.param().map(|param| shortened(param.to_owned()));
-        ErrorBody { error: ErrorDetails { message: self.message(), kind, code, param } }
+        ErrorBody {
+            error: ErrorDetails { message: self.message(), kind, code, param, status: status.as_u16() },
+        }
     }
 }
 
@@ -317,6 +321,8 @@ pub(crate) struct ErrorDetails {
     /// The path of the field at fault.
     #[schema(required)]
     pub(crate) param: Option<String>,
+    #[serde(skip)]
+    pub(crate) status: u16,
 }
 
 impl ResponseError for ApiError {
@@ -340,7 +346,6 @@ fn text_row(error: &TextError) -> (StatusCode, &'static str) {
     use StatusCode as S;
     match error {
         TextError::NoTemplate { .. } => (S::BAD_REQUEST, "no_chat_template"),
-        TextError::NoTools { .. } => (S::BAD_REQUEST, "tools_unsupported"),
         TextError::ConstraintUnsupported => (S::BAD_REQUEST, "constraint_unsupported"),
         TextError::TemplateRefused { .. } => (S::BAD_REQUEST, "messages_refused"),
         TextError::TooLong { .. } => (S::BAD_REQUEST, "context_length_exceeded"),

@@ -6,16 +6,17 @@ use super::request::{
     ChatRequest, CompletionRequest, Fields, GenerateLiteRequest, GenerateRequest, RequestContext,
     ResponseCall, ToolContext,
 };
-use crate::{executor::Deadlines, text::ToolSupport};
+use crate::{executor::Deadlines, job::SamplingDefaults, text::ToolSupport};
 
 /// Parses `body` as a request of every generating route, for models with and without tools. Returns whether any accepts it.
 pub fn request(body: &[u8]) -> bool {
-    let template = "{% if tools %}<tool_call>{% endif %}";
-    [ToolSupport::None, ToolSupport::UnknownFormat, ToolSupport::of(template)].into_iter().any(|support| {
+    ["", "{{ tools }}[TOOL_CALLS]", "{{ tools }}<arg_key>"].into_iter().any(|template| {
         let context = RequestContext {
             vocabulary: 4096,
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(600) },
-            tools: ToolContext { support, is_marker_special: false },
+            tools: ToolContext { format: ToolSupport::of(template).format(), is_marker_special: false },
+            sampling: SamplingDefaults::default(),
+            has_chat_template: true,
         };
         let accepted = [
             parse::<GenerateLiteRequest>(body, &context),

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use super::error::{ApiError, Unavailable};
 use crate::{job::ModelId, text::Text};
 
+/// What Ollama's clients add to names.
+const LATEST: &str = ":latest";
+
 /// A model that is served, or the reason why not.
 pub(crate) type ModelEntry = Result<Arc<Text>, Unavailable>;
 
@@ -41,11 +44,15 @@ impl ModelRegistry {
     pub(crate) fn entry(&self, asked: Option<&str>) -> Result<&ModelEntry, ApiError> {
         let found = match asked {
             None => self.entries.first(),
-            Some(asked) => self.entries().find(|entry| id(entry) == asked),
+            Some(asked) => self.named(asked).or_else(|| self.named(asked.strip_suffix(LATEST)?)),
         };
         let missing =
             || ApiError::ModelNotFound { asked: asked.unwrap_or_default().to_owned(), served: self.names() };
         found.ok_or_else(missing)
+    }
+
+    fn named(&self, name: &str) -> Option<&ModelEntry> {
+        self.entries().find(|entry| id(entry) == name)
     }
 
     /// The requested model, if it can be used.

@@ -16,6 +16,7 @@ use utoipa::{
 
 use super::{
     error::{ApiError, ErrorBody},
+    error_shape::{AnthropicError, ErrorShape, OllamaError},
     middleware::auth,
     request::{ReadObject, Schemas},
     route_info::{Access, RouteInfo},
@@ -32,6 +33,8 @@ pub(crate) struct Route {
     pub(crate) summary: &'static str,
     /// The path as actix-web matches it.
     pattern: &'static str,
+    /// Other paths of the same route.
+    pub(crate) aliases: &'static [&'static str],
     new_handler: Box<dyn Fn() -> actix_web::Route + Send + Sync>,
     pub(crate) operation: Operation,
     /// Schemas that the operation refers to.
@@ -49,9 +52,10 @@ impl Route {
         let id = operation_id(&method, path);
         let operation = OperationBuilder::new().operation_id(Some(id)).summary(Some(summary)).build();
         Self {
-            info: RouteInfo { method, path, access: Access::Key },
+            info: RouteInfo { method, path, access: Access::Key, errors: ErrorShape::OpenAi },
             summary,
             pattern: path,
+            aliases: &[],
             new_handler: Box::new(move || web::route().to(handler.clone())),
             operation,
             schemas: Map::new(),
@@ -63,11 +67,22 @@ impl Route {
         Self { pattern, ..self }
     }
 
+    /// Also answers on these paths.
+    pub(crate) fn also_on(self, aliases: &'static [&'static str]) -> Self {
+        Self { aliases, ..self }
+    }
+
     pub(crate) fn access(mut self, access: Access) -> Self {
         if matches!(access, Access::Probe) {
             self.operation.security = Some(vec![SecurityRequirement::default()]);
         }
         self.info.access = access;
+        self
+    }
+
+    /// Errors have the shape of another API.
+    pub(crate) fn errors_as(mut self, shape: ErrorShape) -> Self {
+        self.info.errors = shape;
         self
     }
 
@@ -161,7 +176,11 @@ impl Route {
     pub(crate) fn errors(mut self, errors: &[(u16, &'static str)]) -> Self {
         for &(status, reason) in errors {
             if !self.operation.responses.responses.contains_key(&status.to_string()) {
-                self = self.answers_with::<ErrorBody>(status, reason);
+                self = match self.info.errors {
+                    ErrorShape::OpenAi => self.answers_with::<ErrorBody>(status, reason),
+                    ErrorShape::Anthropic => self.answers_with::<AnthropicError>(status, reason),
+                    ErrorShape::Ollama => self.answers_with::<OllamaError>(status, reason),
+                };
             }
         }
         self
@@ -215,7 +234,13 @@ pub(crate) fn register(routes: &[Route], app: &mut web::ServiceConfig) {
         let methods: Vec<_> = of_path.iter().map(|route| &route.info.method).collect();
         let allow = allowed(&methods);
         let refuse = move || std::future::ready(Err::<(), _>(ApiError::MethodNotAllowed { allow }));
-        let resource = web::resource(of_path[0].pattern);
+        let aliases = of_path.iter().flat_map(|route| route.aliases).copied();
+        let mut patterns: Vec<String> =
+            [of_path[0].pattern].into_iter().chain(aliases).map(str::to_owned).collect();
+        // A slash at the end changes nothing.
+        patterns
+            .extend(patterns.clone().into_iter().filter(|path| !path.ends_with('/')).map(|path| path + "/"));
+        let resource = web::resource(patterns);
         let resource = of_path.iter().fold(resource, |resource, route| route.register(resource));
         app.service(resource.default_service(web::to(refuse)));
     }

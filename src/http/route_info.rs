@@ -2,6 +2,8 @@
 
 use actix_web::{HttpRequest, http::Method};
 
+use super::error_shape::ErrorShape;
+
 /// A route, or the group of all paths that are none.
 #[derive(Debug)]
 pub(crate) struct RouteInfo {
@@ -9,6 +11,7 @@ pub(crate) struct RouteInfo {
     /// The path, with placeholders; the label `route` of metrics and logs.
     pub(crate) path: &'static str,
     pub(crate) access: Access,
+    pub(crate) errors: ErrorShape,
 }
 
 /// Who may call a route.
@@ -30,4 +33,5 @@ pub(crate) enum Access {
 }
 
 /// Paths without a route share one label, so that clients cannot create metrics.
-pub(crate) static NO_ROUTE: RouteInfo = RouteInfo { method: Method::GET, path: "other", access: Access::Key };
+pub(crate) static NO_ROUTE: RouteInfo =
+    RouteInfo { method: Method::GET, path: "other", access: Access::Key, errors: ErrorShape::OpenAi };

@@ -7,22 +7,26 @@ use serde_json::{Value, json};
 use utoipa::openapi::schema::Type;
 
 use super::{
+    error_shape::ErrorShape,
     formats::{
-        ApiFormat, Chat, ChatCompletion, ChatCompletionChunk, Completion, Completions, GenerateLite,
-        Generated, GeneratedDelta, Response, ResponseEvent, Responses,
+        AnthropicMessage, ApiFormat, Chat, ChatCompletion, ChatCompletionChunk, Completion, Completions,
+        CountedTokens, GenerateLite, Generated, GeneratedDelta, MessageEvent, Messages, OllamaChat,
+        OllamaChatAnswer, OllamaGenerate, OllamaGenerated, Response, ResponseEvent, Responses,
     },
     handlers::{
         admin::{self, CommandAnswer, Draining, LogLevel},
-        generate::generate,
-        health::{self, Status},
+        generate::{count_tokens, generate},
+        health::{self, Status, Version},
         models::{self, Model, ModelList},
+        ollama::{self, OllamaModels, OllamaRunning, OllamaShown, OllamaVersion},
         pages,
         prompt_cache::{self, CacheAnswer, SavedPromptList},
         slot::{self, Slot},
         tokenize::{self, Detokenized, RenderedPrompt, Tokenized},
     },
     request::{
-        ApplyTemplateRequest, CacheRequest, DetokenizeRequest, LoadRequest, LogRequest, TokenizeRequest,
+        ApplyTemplateRequest, CacheRequest, DetokenizeRequest, LoadRequest, LogRequest, MessagesRequest,
+        OllamaChatRequest, OllamaGenerateRequest, ResponseCall, ShowRequest, TokenizeRequest,
     },
     route::{Example, Route},
     route_info::{Access, NO_ROUTE, RouteInfo},
@@ -76,6 +80,8 @@ const CACHE_ERRORS: &[(u16, &str)] =
 pub(crate) static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
     let tags = [
         ("openai", openai()),
+        ("anthropic", anthropic()),
+        ("ollama", ollama()),
         ("eka", eka()),
         ("texts", texts()),
         ("admin", admin()),
@@ -97,7 +103,7 @@ fn conversation(text: &str) -> Value {
 
 /// A generating route in the format `F`.
 fn generating<F: ApiFormat>(summary: &'static str, examples: impl IntoIterator<Item = Example>) -> Route {
-    let route = Route::new(POST, F::ROUTE, summary, generate::<F>);
+    let route = Route::new(POST, F::ROUTE, summary, generate::<F>).also_on(F::ALIASES);
     route.body::<F::Request>(examples).errors(WORKER_ERRORS)
 }
 
@@ -106,7 +112,16 @@ fn openai() -> Vec<Route> {
         completions(),
         chat(),
         responses(),
+        Route::new(
+            POST,
+            "/v1/responses/input_tokens",
+            "The number of tokens of a request of /v1/responses",
+            count_tokens::<ResponseCall>,
+        )
+        .body::<ResponseCall>([("text", "A text", json!({ "input": "Good morning" }))])
+        .answers::<CountedTokens>("The number of tokens."),
         Route::new(GET, "/v1/models", "The served models", models::models)
+            .also_on(&["/models"])
             .answers::<ModelList<'_>>("The models."),
         Route::new(GET, "/v1/models/{id}", "One model", models::model)
             .matched_by("/v1/models/{id:.+}")
@@ -114,6 +129,87 @@ fn openai() -> Vec<Route> {
             .answers::<Model<'_>>("The model.")
             .errors(&[NO_MODEL]),
     ]
+}
+
+fn anthropic() -> Vec<Route> {
+    let whole = json!({ "messages": conversation("Translate to Hindi: Good morning."), "max_tokens": 24 });
+    let blocks = json!([{ "role": "user", "content": [{ "type": "text", "text": "Translate to Urdu: Good night." }] }]);
+    let system =
+        json!([{ "type": "text", "text": "Answer briefly.", "cache_control": { "type": "ephemeral" } }]);
+    let streamed = json!({ "system": system, "messages": blocks, "max_tokens": 24, "stream": true });
+    let count = json!({ "messages": conversation("Good morning") });
+    let messages = Route::new(POST, Messages::ROUTE, "Anthropic's messages", generate::<Messages>);
+    let tokens = Route::new(
+        POST,
+        "/v1/messages/count_tokens",
+        "The number of tokens of a request of /v1/messages",
+        count_tokens::<MessagesRequest>,
+    );
+    vec![
+        messages
+            .errors_as(ErrorShape::Anthropic)
+            .body::<MessagesRequest>([
+                ("text", "A conversation", whole),
+                ("blocks", "Blocks, streamed", streamed),
+            ])
+            .errors(WORKER_ERRORS)
+            .details("A stream has `AnthropicEvent` events and ends with `message_stop`.")
+            .answers_or_streams::<AnthropicMessage<'_>, MessageEvent<'_>>("The answer."),
+        tokens
+            .errors_as(ErrorShape::Anthropic)
+            .body::<MessagesRequest>([("text", "A conversation", count)])
+            .answers::<CountedTokens>("The number of tokens."),
+    ]
+}
+
+fn ollama() -> Vec<Route> {
+    let messages = conversation("Translate to Hindi: Good morning.");
+    let chat = json!({ "messages": messages, "stream": false, "options": { "num_predict": 24 } });
+    let text = json!({ "prompt": "Translate to Urdu: Good night.", "stream": false, "options": { "num_predict": 24 } });
+    let refused: [(&str, &str, &str); 4] = [
+        ("/api/pull", "Not supported: Ollama's download of a model", "Models are not changed by HTTP."),
+        ("/api/push", "Not supported: Ollama's upload of a model", "Models are not changed by HTTP."),
+        ("/api/create", "Not supported: Ollama's creation of a model", "Models are not changed by HTTP."),
+        ("/api/copy", "Not supported: Ollama's copy of a model", "Models are not changed by HTTP."),
+    ];
+    let refused = refused.into_iter().map(|(path, summary, reason)| {
+        Route::new(POST, path, summary, ollama::refuse_changes)
+            .errors_as(ErrorShape::Ollama)
+            .errors(&[(501, reason)])
+    });
+    let embeddings = ["/api/embed", "/api/embeddings"].into_iter().map(|path| {
+        Route::new(POST, path, "Not supported: Ollama's embeddings", ollama::refuse_embeddings)
+            .errors_as(ErrorShape::Ollama)
+            .errors(&[(501, "Embeddings are not supported.")])
+    });
+    let routes = vec![
+        Route::new(POST, OllamaChat::ROUTE, "Ollama's chat", generate::<OllamaChat>)
+            .errors_as(ErrorShape::Ollama)
+            .body::<OllamaChatRequest>([("chat", "A conversation", chat)])
+            .errors(WORKER_ERRORS)
+            .details("A stream, the default, has one `OllamaChatAnswer` a line.")
+            .answers::<OllamaChatAnswer<'_>>("The answer."),
+        Route::new(POST, OllamaGenerate::ROUTE, "Ollama's completions", generate::<OllamaGenerate>)
+            .errors_as(ErrorShape::Ollama)
+            .body::<OllamaGenerateRequest>([("prompt", "A prompt", text)])
+            .errors(WORKER_ERRORS)
+            .details("A stream, the default, has one `OllamaGenerated` a line.")
+            .answers::<OllamaGenerated<'_>>("The answer."),
+        Route::new(GET, "/api/tags", "Ollama's list of models", ollama::tags)
+            .errors_as(ErrorShape::Ollama)
+            .answers::<OllamaModels<'_>>("The models."),
+        Route::new(GET, "/api/ps", "Ollama's list of loaded models", ollama::ps)
+            .errors_as(ErrorShape::Ollama)
+            .answers::<OllamaRunning<'_>>("The models."),
+        Route::new(POST, "/api/show", "Ollama's description of a model", ollama::show)
+            .errors_as(ErrorShape::Ollama)
+            .body::<ShowRequest>([("first", "The default model", json!({}))])
+            .answers::<OllamaShown<'_>>("The model."),
+        Route::new(GET, "/api/version", "The version of Ollama's API", ollama::version)
+            .errors_as(ErrorShape::Ollama)
+            .answers::<OllamaVersion>("The version."),
+    ];
+    routes.into_iter().chain(refused).chain(embeddings).collect()
 }
 
 fn eka() -> Vec<Route> {
@@ -192,6 +288,7 @@ fn responses() -> Route {
 fn texts() -> Vec<Route> {
     vec![
         Route::new(POST, "/tokenize", "The tokens of a text or of messages", tokenize::tokenize)
+            .also_on(&["/v1/tokenize"])
             .body::<TokenizeRequest>([(
                 "content",
                 "A text",
@@ -199,6 +296,7 @@ fn texts() -> Vec<Route> {
             )])
             .answers::<Tokenized>("The tokens."),
         Route::new(POST, "/detokenize", "The text of tokens", tokenize::detokenize)
+            .also_on(&["/v1/detokenize"])
             .body::<DetokenizeRequest>([("tokens", "Tokens", json!({ "tokens": [40, 41, 42] }))])
             .answers::<Detokenized<'_>>("The text."),
         Route::new(
@@ -288,6 +386,13 @@ fn operation() -> Vec<Route> {
             .access(Access::Probe)
             .answers::<Status>("Startup is complete.")
             .errors(&[(503, "Startup is not complete.")]),
+        Route::new(GET, "/health", "200 while a worker is ready, as in llama.cpp and vLLM", health::health)
+            .also_on(&["/v1/health"])
+            .access(Access::Probe)
+            .answers::<Status>("A worker is ready.")
+            .errors(&[(503, "No worker is ready; see `Retry-After`.")]),
+        Route::new(GET, "/version", "The version of the server", health::version)
+            .answers::<Version>("The version."),
         Route::new(GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
             .access(Access::Metrics)
             .answers_raw("application/openmetrics-text", Type::String, "The metrics."),
@@ -314,12 +419,13 @@ fn operation() -> Vec<Route> {
 pub(crate) fn find(method: &Method, path: &str) -> &'static RouteInfo {
     // HEAD is GET without the body.
     let method = if *method == Method::HEAD { &GET } else { method };
+    let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path);
     let matches = |route: &&Route| match route.info.path.split_once('{') {
         Some((prefix, rest)) => {
             let suffix = rest.split_once('}').map_or("", |(_, suffix)| suffix);
             path.starts_with(prefix) && path.ends_with(suffix)
         }
-        None => path == route.info.path,
+        None => path == route.info.path || route.aliases.contains(&path),
     };
     let found = ROUTES.iter().filter(matches).min_by_key(|route| route.info.method != *method);
     found.map_or(&NO_ROUTE, |route| &route.info)

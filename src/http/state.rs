@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, tls::Tls};
 use crate::{
     auth::AccessControl,
-    config::{Config, UnknownFields},
+    config::{Config, DefaultsFrom, UnknownFields},
     executor::{Deadlines, Executor},
-    job::{Command, CommandOutcome, Readiness},
+    job::{Command, CommandOutcome, Readiness, SamplingDefaults},
     metrics::Metrics,
     prompt_store::PromptStore,
     sandbox::{Sandbox, SandboxError},
@@ -55,8 +55,12 @@ pub struct Settings {
     pub deadlines: Deadlines,
     /// Lowers the model's context length.
     pub context_length: Option<Tokens>,
-    /// Token limit of requests that send none; lowered to what fits the context.
-    pub default_max_new: Tokens,
+    /// Token limit of requests that send none, lowered to what fits the context; `None` is what is left of the context.
+    pub default_max_new: Option<Tokens>,
+    /// Where the sampling parameters of requests that send none come from.
+    pub sampling_defaults: DefaultsFrom,
+    /// Maximum number of sequences of a request that are computed together.
+    pub max_sequences: NonZeroUsize,
     /// Whether prompts are logged.
     pub log_prompts: bool,
     /// How unknown request fields are handled.
@@ -77,7 +81,9 @@ impl From<&Config> for Settings {
             grace: server.grace_ms.into(),
             deadlines: Deadlines { queue: queue.timeout_ms.into(), total: queue.total_timeout_ms.into() },
             context_length: engine.context_length,
-            default_max_new: engine.default_max_new_tokens,
+            default_max_new: engine.default_max_new_tokens.tokens(),
+            sampling_defaults: engine.sampling_defaults,
+            max_sequences: engine.max_sequences,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
             prefix_cache_shared: engine.prefix_cache_shared,
@@ -163,6 +169,14 @@ impl AppState {
     pub(crate) fn context_length(&self, text: &Text) -> Tokens {
         let model = Tokens(text.card().context_length);
         self.settings.context_length.map_or(model, |lowered| lowered.min(model))
+    }
+
+    /// Sampling parameters of requests to this model that send none.
+    pub(crate) fn sampling_defaults(&self, text: &Text) -> SamplingDefaults {
+        match self.settings.sampling_defaults {
+            DefaultsFrom::Model => text.card().sampling,
+            DefaultsFrom::Eka => SamplingDefaults::default(),
+        }
     }
 
     pub(crate) fn was_ready(&self) -> bool {

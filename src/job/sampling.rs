@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct LogprobOptions {
     /// Number of most probable alternatives at each position.
     pub top: usize,
-    /// Also report the prompt's tokens except the first. The prompt is then read one token at a time.
+    /// Also report the prompt's tokens except the first.
     pub prompt: bool,
 }
 
@@ -49,6 +49,21 @@ pub struct Sampling {
     pub min_p: f32,
     /// The same seed, job and model give the same tokens.
     pub seed: u64,
+}
+
+/// Sampling parameters of a model, for requests that send none.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SamplingDefaults {
+    /// 0 is greedy.
+    pub temperature: Option<f32>,
+    /// As [`Sampling::top_p`].
+    pub top_p: Option<f32>,
+    /// As [`Sampling::top_k`].
+    pub top_k: Option<usize>,
+    /// As [`Sampling::min_p`].
+    pub min_p: Option<f32>,
+    /// As [`Sampling::repetition_penalty`].
+    pub repetition_penalty: Option<f32>,
 }
 
 impl Sampling {

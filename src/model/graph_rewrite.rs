@@ -40,6 +40,9 @@ pub(super) struct RewrittenGraph {
     pub(super) operators: Operators,
     /// Whether every node gives a row the same bits whatever other rows it is computed with.
     pub(super) is_row_invariant: bool,
+    /// Whether a pass may be over [several sequences](crate::device::operators::PassSequence), each with the bits that it has
+    /// in passes by itself.
+    pub(super) takes_sequences: bool,
 }
 
 /// Operators of ONNX Runtime that compute each row, or each number, by itself.
@@ -88,8 +91,9 @@ pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenG
     drop_unused(graph);
     let is_row_invariant =
         graph.node.iter().all(|node| node.domain == DOMAIN || ROW_BY_ROW.contains(&&*node.op_type));
+    let takes_sequences = is_row_invariant && allow_sequences(graph);
     model.opset_import.push(OperatorSet { domain: DOMAIN.into(), version: 1 });
-    Some(RewrittenGraph { content: model.encode_to_vec(), operators, is_row_invariant })
+    Some(RewrittenGraph { content: model.encode_to_vec(), operators, is_row_invariant, takes_sequences })
 }
 
 /// The format of the key-value cache with eka's operators; `None` if no attention node of the graph in `file` can be replaced.
@@ -229,6 +233,30 @@ fn replace_attention(graph: &mut Graph, format: Format) -> Option<Format> {
     head_dims.retain(|name, _| replaced_caches.contains(name));
     retype_cache(graph, &head_dims, format);
     Some(format)
+}
+
+/// Lets the input with the length have any number of values, if only attention reads it and the total length. Learned positions
+/// and ALiBi read them too, and compute the positions of one sequence.
+fn allow_sequences(graph: &mut Graph) -> bool {
+    let is_attention = |node: &Node| node.domain == DOMAIN && node.op_type == ATTENTION;
+    let lengths: BTreeSet<String> = graph
+        .node
+        .iter()
+        .filter(|node| is_attention(node))
+        .flat_map(|node| [&node.input[gqa::SEQLENS_K], &node.input[gqa::TOTAL_SEQUENCE_LENGTH]])
+        .cloned()
+        .collect();
+    let is_read = |node: &Node| node.input.iter().any(|name| lengths.contains(name));
+    if graph.node.iter().any(|node| !is_attention(node) && is_read(node)) {
+        return false;
+    }
+    let last = graph.node.iter().find(|node| is_attention(node)).map(|node| &node.input[gqa::SEQLENS_K]);
+    let declared = graph.input.iter_mut().find(|input| Some(&input.name) == last);
+    let tensor = declared.and_then(|input| input.r#type.as_mut()?.tensor_type.as_mut());
+    let dimensions = tensor.and_then(|tensor| tensor.shape.as_mut()).map(|shape| &mut shape.dim[..]);
+    let Some([dimension]) = dimensions else { return false };
+    dimension.value = Some(Extent::Named("sequences".into()));
+    true
 }
 
 /// The inputs and outputs of the graph that may be a float key-value cache, with their last dimension (`head_dim`).

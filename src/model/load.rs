@@ -23,6 +23,7 @@ pub struct Model {
     /// The format of the key-value cache, if eka's attention runs.
     cache: Option<Format>,
     is_row_invariant: bool,
+    takes_sequences: bool,
     /// The graph gives only the logits of the last token.
     gives_last_alone: bool,
 }
@@ -117,6 +118,7 @@ impl Model {
         };
         let cache = changed.as_ref().and_then(|changed| changed.operators.cache());
         let is_row_invariant = changed.as_ref().is_some_and(|changed| changed.is_row_invariant);
+        let takes_sequences = changed.as_ref().is_some_and(|changed| changed.takes_sequences);
         let graph = graph(&file, changed);
         let captures = options.captures && on_gpu && file.can_repeat_steps(&manifest.graph);
         let options = SessionOptions { captures, ..options };
@@ -126,7 +128,7 @@ impl Model {
         validate::check_ports(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
         let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
         let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
-        Ok(Self { manifest, session, cache, is_row_invariant, gives_last_alone })
+        Ok(Self { manifest, session, cache, is_row_invariant, takes_sequences, gives_last_alone })
     }
 
     /// The manifest of the directory.
@@ -146,6 +148,13 @@ impl Model {
     #[must_use]
     pub fn is_row_invariant(&self) -> bool {
         self.is_row_invariant
+    }
+
+    /// Whether a pass may be over several sequences, each with the bits that it has in passes by itself. So where the model is
+    /// [row-invariant](Self::is_row_invariant), and positions are rotary or absent.
+    #[must_use]
+    pub fn takes_sequences(&self) -> bool {
+        self.takes_sequences && matches!(self.manifest.graph.lengths, Lengths::Given { .. })
     }
 
     /// The positions for which the graph gives logits.

@@ -2,7 +2,7 @@
 
 use super::{Cache, Model, load::LogitPositions, validate::of_layer};
 use crate::{
-    device::{Binding, DeviceError, DeviceErrorKind, Slot},
+    device::{Binding, DeviceError, DeviceErrorKind, Slot, operators::PassSequence},
     manifest::Lengths,
 };
 
@@ -17,6 +17,8 @@ pub struct Pass {
     rows: usize,
     vocab: usize,
     capacity: usize,
+    /// The lengths of several sequences, as attention reads them.
+    table: Vec<i32>,
 }
 
 /// The inputs that lengths are written to, and whether the graph gives all logits.
@@ -41,7 +43,30 @@ impl Model {
         let lengths = LengthSlots::bind(&mut binding, &names.lengths, rows, max, self.rows())?;
         let given = if self.rows() == LogitPositions::All { width } else { rows };
         let logits = binding.output(&names.logits, &[1, given, vocab])?;
-        Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0 })
+        Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0, table: Vec::new() })
+    }
+
+    /// A pass over up to `sequences` sequences, of up to `width` tokens in all, with the logits of each sequence's last token.
+    /// The model must [take sequences](Model::takes_sequences).
+    ///
+    /// # Errors
+    /// As [`pass`](Self::pass), and [`DeviceError::Shape`] when the model does not take sequences.
+    pub fn pass_of_sequences(&self, width: usize, sequences: usize) -> Result<Pass, DeviceError> {
+        let names = &self.manifest().graph;
+        let Lengths::Given { seqlens_k, total_sequence_length, logits_index } = &names.lengths else {
+            return Err(DeviceError::Shape { shape: vec![sequences], needed: sequences, room: 1 });
+        };
+        let vocab = self.manifest().dims.vocab;
+        let mut binding = Binding::new(self.session())?;
+        let input_ids = binding.input(&names.input_ids, &[1, width])?;
+        let lengths = LengthSlots::Given {
+            seqlens_k: binding.input(seqlens_k, &[PassSequence::table_len(sequences)])?,
+            total_sequence_length: binding.input(total_sequence_length, &[])?,
+            logits_index: binding.input(logits_index, &[sequences])?,
+        };
+        let logits = binding.output(&names.logits, &[1, sequences, vocab])?;
+        let (rows, table) = (sequences, Vec::new());
+        Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0, table })
     }
 }
 
@@ -124,10 +149,8 @@ impl Pass {
     /// [`DeviceError::Runtime`] when the run fails.
     pub fn run(&mut self, model: &mut Model, tokens: &[u32], past: usize) -> Result<&mut [f32], DeviceError> {
         self.check(tokens.len(), past)?;
+        self.write_tokens(tokens)?;
         self.shape(tokens.len(), past + tokens.len())?;
-        for (slot, token) in self.binding.write(self.input_ids).iter_mut().zip(tokens) {
-            *slot = i64::from(*token);
-        }
         let repeats = self.binding.plan_run();
         self.tell_host(if repeats { self.capacity } else { past + tokens.len() });
         match self.binding.run(&mut model.session) {
@@ -142,6 +165,56 @@ impl Pass {
         let logits = self.binding.write(self.logits);
         let skipped = logits.len().saturating_sub(wanted);
         Ok(&mut logits[skipped..])
+    }
+
+    /// Feeds `tokens`, which are those of `sequences` one after the other, and returns the logits of each sequence's last token,
+    /// `[sequences, vocab]`. Only for a [pass of sequences](Model::pass_of_sequences).
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_sequences(
+        &mut self,
+        model: &mut Model,
+        tokens: &[u32],
+        sequences: &[PassSequence],
+    ) -> Result<&mut [f32], DeviceError> {
+        let LengthSlots::Given { seqlens_k, logits_index, .. } = self.lengths else {
+            return Err(DeviceError::Shape { shape: vec![1], needed: sequences.len(), room: 1 });
+        };
+        self.check(tokens.len(), 0)?;
+        if sequences.is_empty() || sequences.len() > self.rows {
+            let (needed, room) = (sequences.len(), self.rows);
+            return Err(DeviceError::Shape { shape: vec![needed], needed, room });
+        }
+        self.write_tokens(tokens)?;
+        self.table.clear();
+        sequences.iter().for_each(|sequence| sequence.encode(&mut self.table));
+        if self.binding.read(seqlens_k).len() != self.table.len() {
+            self.binding.reshape(seqlens_k, &[self.table.len()])?;
+        }
+        self.binding.write(seqlens_k).copy_from_slice(&self.table);
+        if self.binding.read(logits_index).len() != sequences.len() {
+            self.binding.reshape(logits_index, &[sequences.len()])?;
+        }
+        let mut end = 0;
+        for (slot, sequence) in self.binding.write(logits_index).iter_mut().zip(sequences) {
+            end += sequence.tokens;
+            *slot = i64::try_from(end).unwrap_or(i64::MAX) - 1;
+        }
+        self.lay_out_logits(sequences.len())?;
+        self.tell_host(sequences.iter().map(|sequence| sequence.total).max().unwrap_or_default());
+        self.binding.run(&mut model.session)?;
+        Ok(self.binding.write(self.logits))
+    }
+
+    fn write_tokens(&mut self, tokens: &[u32]) -> Result<(), DeviceError> {
+        if self.binding.read(self.input_ids).len() != tokens.len() {
+            self.binding.reshape(self.input_ids, &[1, tokens.len()])?;
+        }
+        for (slot, token) in self.binding.write(self.input_ids).iter_mut().zip(tokens) {
+            *slot = i64::from(*token);
+        }
+        Ok(())
     }
 
     /// Sets the total length that attention reads on the host. It is an upper bound of the length on the device. In a
@@ -162,9 +235,6 @@ impl Pass {
 
     /// Sets the shapes for `new` tokens of `total`. A pass of the same length as the last one changes little.
     fn shape(&mut self, new: usize, total: usize) -> Result<(), DeviceError> {
-        if self.binding.read(self.input_ids).len() != new {
-            self.binding.reshape(self.input_ids, &[1, new])?;
-        }
         let rows = self.rows.min(new);
         match self.lengths {
             LengthSlots::Given { seqlens_k, logits_index, .. } => {

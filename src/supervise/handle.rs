@@ -13,7 +13,7 @@ use super::{
     worker_metrics::WorkerMetrics,
 };
 use crate::{
-    job::{Command, CommandReport, Event, Failure, Job, Readiness},
+    job::{Command, CommandReport, Event, Failure, GroupedJob, JobId, Readiness},
     metrics::Metrics,
 };
 
@@ -72,17 +72,16 @@ impl SupervisorHandle {
         outcome.await.unwrap_or(Err(Failure::ShuttingDown))
     }
 
-    /// Runs `job`, which may have run on another worker before, and sends its events to `events`. After `cancel` the job ends
-    /// with the next step. While the job waits for a worker, `recall` makes the supervisor hand it back.
+    /// Runs jobs, which may have run on another worker before, and sends their events to `events`. A job that is cancelled ends
+    /// with the next step. While they wait for a worker, `recall` makes the supervisor hand them back.
     pub(super) async fn run(
         &self,
-        (job, history): (Job, RunHistory),
-        events: mpsc::UnboundedSender<Event>,
-        cancel: CancellationToken,
+        (jobs, history): (Vec<GroupedJob>, RunHistory),
+        events: mpsc::UnboundedSender<(JobId, Event)>,
         recall: CancellationToken,
     ) -> RunOutcome {
         let (reply, answer) = oneshot::channel();
-        let request = JobRequest { job, events, cancel, reply, history, recall };
+        let request = JobRequest { jobs, events, reply, history, recall };
         if self.requests.send(request).await.is_err() {
             return RunOutcome::Finished(Err(Failure::ShuttingDown));
         }

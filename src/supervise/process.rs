@@ -67,8 +67,8 @@ impl Process {
 
     /// Sends a frame.
     pub(super) async fn send(&mut self, message: &ToWorker) -> Result<(), WireError> {
-        if let ToWorker::Generate(job) = message {
-            self.trace.clone_from(&job.trace);
+        if let ToWorker::Generate(jobs) = message {
+            self.trace = jobs.first().and_then(|job| job.trace.clone());
         }
         self.ping_pending |= matches!(message, ToWorker::Ping);
         let mut frame = Vec::new();

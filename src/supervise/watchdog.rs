@@ -12,6 +12,8 @@ use std::{collections::VecDeque, mem, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::job::{Job, JobId};
+
 /// Time limits from the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
@@ -215,23 +217,45 @@ pub(super) enum JobSignal {
     Token,
     /// The prompt is complete, and a part of it is saved.
     Saving,
+    /// The job has ended.
+    Ended,
 }
 
-/// One job on one worker, as the watchdog sees it.
-#[derive(Clone, Copy, Debug)]
+/// The jobs of a group on one worker, as the watchdog sees them.
+#[derive(Clone, Debug)]
 pub(super) struct JobWatch {
     awaited: Awaited,
     since: Instant,
-    /// Tokens to read before the first new token, those read so far, and the most per chunk.
-    context: usize,
-    read: usize,
+    jobs: Vec<Reading>,
+    /// The most tokens per chunk.
     chunk: usize,
 }
 
+/// How much of a job's prompt and answer was read before its first new token.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    job: JobId,
+    unread: usize,
+    context: usize,
+}
+
 impl JobWatch {
-    /// Starts with a job that is sent `now`, with `context` tokens to read in chunks of at most `chunk`.
-    pub(super) fn start(context: usize, chunk: usize, now: Instant) -> Self {
-        Self { awaited: Awaited::Chunk(context.min(chunk)), since: now, context, read: 0, chunk }
+    /// Starts with jobs that are sent `now`, whose prompts and answers so far are read in chunks of at most `chunk`.
+    pub(super) fn start(jobs: &[Job], chunk: usize, now: Instant) -> Self {
+        let reading = |job: &Job| {
+            let context = job.prompt.len() + job.answer.len();
+            Reading { job: job.id, unread: context, context }
+        };
+        let jobs = jobs.iter().map(reading).collect();
+        let mut watch = Self { awaited: Awaited::Step, since: now, jobs, chunk };
+        watch.await_next();
+        watch
+    }
+
+    /// While a job has unread tokens, the next frame may be about them, even if another job has a token before.
+    fn await_next(&mut self) {
+        let unread = self.jobs.iter().map(|reading| reading.unread).find(|unread| *unread > 0);
+        self.awaited = unread.map_or(Awaited::Step, |unread| Awaited::Chunk(unread.min(self.chunk)));
     }
 
     /// When the worker counts as hung.
@@ -253,25 +277,33 @@ impl JobWatch {
         }
     }
 
-    /// Notes a frame and learns from its time.
-    pub(super) fn note(&mut self, signal: JobSignal, now: Instant, watchdog: &mut Watchdog) {
-        let read = match signal {
-            JobSignal::Progress(done) => done.clamp(self.read, self.context),
-            JobSignal::Token | JobSignal::Saving => self.context,
+    /// Notes a frame of a job and learns from its time.
+    pub(super) fn note(&mut self, job: JobId, signal: JobSignal, now: Instant, watchdog: &mut Watchdog) {
+        let took = now.saturating_duration_since(self.since);
+        self.since = now;
+        let Some(at) = self.jobs.iter().position(|reading| reading.job == job) else { return };
+        if signal == JobSignal::Ended {
+            self.jobs.remove(at);
+            self.await_next();
+            return;
+        }
+        let Reading { unread, context, .. } = &mut self.jobs[at];
+        let left = match signal {
+            JobSignal::Progress(done) => context.saturating_sub(done).min(*unread),
+            JobSignal::Token | JobSignal::Saving | JobSignal::Ended => 0,
         };
-        let done = match self.awaited {
+        let done = match (self.awaited, *unread - left) {
+            (Awaited::Piece, _) => Awaited::Piece,
+            (_, 0) if signal == JobSignal::Token => Awaited::Step,
             // A worker may use smaller chunks than configured.
-            Awaited::Chunk(_) => Awaited::Chunk(read - self.read),
-            Awaited::Step => Awaited::Step,
-            Awaited::Piece => Awaited::Piece,
+            (_, read) => Awaited::Chunk(read),
         };
-        watchdog.learn(done, now.saturating_duration_since(self.since));
-        (self.since, self.read) = (now, read);
-        self.awaited = match self.context - read {
-            0 if signal == JobSignal::Saving => Awaited::Piece,
-            0 => Awaited::Step,
-            rest => Awaited::Chunk(rest.min(self.chunk)),
-        };
+        *unread = left;
+        watchdog.learn(done, took);
+        self.await_next();
+        if signal == JobSignal::Saving {
+            self.awaited = Awaited::Piece;
+        }
     }
 }
 
@@ -331,6 +363,29 @@ mod tests {
         assert_eq!(pings.check(), IdleCheck::Ping);
     }
 
+    fn job(id: u64, prompt: usize) -> Job {
+        Job::new(JobId(id), vec![1; prompt], 1)
+    }
+
+    #[test]
+    fn a_prompt_of_a_group_has_the_budget_of_a_chunk_also_after_a_token_of_another_job() {
+        let mut watchdog = Watchdog::new(BUDGETS);
+        let mut now = Instant::now();
+        let mut watch = JobWatch::start(&[job(1, 10), job(2, 512)], 512, now);
+        // 10 ms per token, times ten.
+        let chunk = Duration::from_secs(30) + ms(512 * 100);
+        for (id, signal, budget) in [
+            (1, JobSignal::Token, chunk),
+            (1, JobSignal::Token, chunk),
+            (1, JobSignal::Ended, chunk),
+            (2, JobSignal::Token, BUDGETS.decode_floor),
+        ] {
+            now += ms(100);
+            watch.note(JobId(id), signal, now, &mut watchdog);
+            assert_eq!(watch.deadline(&watchdog) - now, budget, "{id}: {signal:?}");
+        }
+    }
+
     const fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
     }
@@ -343,7 +398,7 @@ mod tests {
         steps: &[Duration],
     ) -> Vec<Duration> {
         let mut now = Instant::now();
-        let mut watch = JobWatch::start(context, 512, now);
+        let mut watch = JobWatch::start(&[job(1, context)], 512, now);
         let mut budgets = Vec::new();
         let mut done = 0;
         while done < context {
@@ -351,12 +406,17 @@ mod tests {
             now += chunk_takes;
             done = context.min(done + 512);
             let last = done == context;
-            watch.note(if last { JobSignal::Token } else { JobSignal::Progress(done) }, now, watchdog);
+            watch.note(
+                JobId(1),
+                if last { JobSignal::Token } else { JobSignal::Progress(done) },
+                now,
+                watchdog,
+            );
         }
         for step in steps {
             budgets.push(watch.deadline(watchdog) - now);
             now += *step;
-            watch.note(JobSignal::Token, now, watchdog);
+            watch.note(JobId(1), JobSignal::Token, now, watchdog);
         }
         budgets
     }
@@ -395,10 +455,10 @@ mod tests {
     fn a_worker_with_smaller_chunks_is_judged_by_those() {
         let mut watchdog = Watchdog::new(BUDGETS);
         let mut now = Instant::now();
-        let mut watch = JobWatch::start(512, 512, now);
+        let mut watch = JobWatch::start(&[job(1, 512)], 512, now);
         for done in [128, 256] {
             now += ms(1_280);
-            watch.note(JobSignal::Progress(done), now, &mut watchdog);
+            watch.note(JobId(1), JobSignal::Progress(done), now, &mut watchdog);
         }
         // 10 ms per token, times ten, for the 256 that are left.
         assert_eq!(watch.deadline(&watchdog) - now, Duration::from_secs(30) + ms(100 * 256));
@@ -437,10 +497,10 @@ mod tests {
     fn each_piece_of_a_saved_prompt_has_its_own_budget_and_does_not_change_the_step_time() {
         let mut watchdog = Watchdog::new(BUDGETS);
         let mut now = Instant::now();
-        let mut watch = JobWatch::start(512, 512, now);
+        let mut watch = JobWatch::start(&[job(1, 512)], 512, now);
         for _ in 0..3 {
             now += ms(5_120);
-            watch.note(JobSignal::Saving, now, &mut watchdog);
+            watch.note(JobId(1), JobSignal::Saving, now, &mut watchdog);
             assert_eq!(watch.deadline(&watchdog) - now, BUDGETS.warm_up);
         }
         // Only the chunk was measured: 10 ms per token, times ten.

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     handle::SupervisorHandle,
-    job_run::{RunHistory, RunOutcome, cancelled},
+    job_run::{RunHistory, RunOutcome, all_cancelled, cancelled},
     worker_config::WorkerConfig,
 };
 use crate::{
-    job::{Command, CommandOutcome, Event, Failure, Finish, Job, ModelId, Readiness, SlotReport},
+    job::{Command, CommandOutcome, Event, Failure, GroupedJob, JobId, ModelId, Readiness, SlotReport},
     metrics::Metrics,
 };
 
@@ -156,40 +156,47 @@ impl WorkerPool {
         join_all(outcomes).await
     }
 
-    /// Runs `job` on the device `slot`, or on another one while that has no worker, and sends its events to `events`. Waits for
-    /// a worker if necessary. After `cancel` the job ends with the next step.
+    /// Runs `jobs` together on the device `slot`, or on another one while that has no worker, and sends their events to `events`:
+    /// the last one of each job is [`Event::Done`] or [`Event::Failed`]. Waits for a worker if necessary. A job that is cancelled
+    /// ends with the next step.
     ///
     /// # Errors
-    /// [`Failure`] from the worker, [`Failure::WorkerLost`] when the job has lost two workers, [`Failure::NoWorker`] when no
+    /// For all jobs without a last event: [`Failure::WorkerLost`] when they have lost two workers, [`Failure::NoWorker`] when no
     /// device will have a worker.
     pub async fn run(
         &self,
         slot: usize,
-        job: Job,
-        events: mpsc::UnboundedSender<Event>,
-        cancel: CancellationToken,
-    ) -> Result<Finish, Failure> {
-        let (mut slot, mut part) = (slot, (job, RunHistory::default()));
+        jobs: Vec<GroupedJob>,
+        events: mpsc::UnboundedSender<(JobId, Event)>,
+    ) -> Result<(), Failure> {
+        let history = RunHistory::of(jobs.len());
+        let (mut slot, mut part) = (slot, (jobs, history));
         loop {
             let permit = tokio::select! {
                 biased;
                 permit = self.job_permit(slot) => permit,
-                () = cancel.cancelled() => return Ok(cancelled()),
+                () = all_cancelled(&part.0) => {
+                    for grouped in &part.0 {
+                        let _ = events.send((grouped.job.id, Event::Done(cancelled())));
+                    }
+                    return Ok(());
+                }
                 better = self.better_than(slot) => {
                     slot = better;
                     continue;
                 }
             };
-            let outcome = self.run_on(slot, part, &events, &cancel).await;
+            let outcome = self.run_on(slot, part, &events).await;
             drop(permit);
-            let (job, history, why) = match outcome {
+            let (jobs, history, why) = match outcome {
                 RunOutcome::Finished(end) => return end,
-                RunOutcome::HandedBack { job, history, why } => (job, history, why),
+                RunOutcome::HandedBack { jobs, history, why } => (jobs, history, why),
             };
             match (self.instead_of(slot), why) {
                 (Some(next), _) => {
                     let device = self.devices[next].label.as_deref().unwrap_or_default();
-                    let (id, tokens) = (job.id.0, job.answer.len());
+                    let id = jobs.first().map_or(0, |grouped| grouped.job.id.0);
+                    let tokens: usize = jobs.iter().map(|grouped| grouped.job.answer.len()).sum();
                     tracing::warn!(
                         event = "job_moved",
                         job = id,
@@ -201,21 +208,20 @@ impl WorkerPool {
                 (None, Some(why)) => return Err(why),
                 (None, None) => {}
             }
-            part = (job, history);
+            part = (jobs, history);
         }
     }
 
-    /// Runs a job on one device; recalls it while it waits there and another device could run it sooner.
+    /// Runs jobs on one device; recalls them while they wait there and another device could run them sooner.
     async fn run_on(
         &self,
         slot: usize,
-        part: (Job, RunHistory),
-        events: &mpsc::UnboundedSender<Event>,
-        cancel: &CancellationToken,
+        part: (Vec<GroupedJob>, RunHistory),
+        events: &mpsc::UnboundedSender<(JobId, Event)>,
     ) -> RunOutcome {
         let recall = CancellationToken::new();
         let supervisor = &self.devices[slot].supervisor;
-        let attempt = supervisor.run(part, events.clone(), cancel.clone(), recall.clone());
+        let attempt = supervisor.run(part, events.clone(), recall.clone());
         tokio::pin!(attempt);
         tokio::select! {
             outcome = &mut attempt => outcome,

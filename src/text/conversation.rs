@@ -1,7 +1,7 @@
 //! A conversation, in the form that chat templates take.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::ToolCall;
 
@@ -12,8 +12,24 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// Tools that the model may call, each an object in OpenAI's format; usually none.
     pub tools: Vec<Value>,
-    /// Text that the answer must begin with (an assistant prefill), appended to the rendered template; empty if none.
-    pub answer_prefix: &'static str,
+    /// Text that the answer must begin with, appended to the rendered template; empty if none.
+    pub answer_prefix: String,
+    /// Further variables of the template, such as `enable_thinking`.
+    pub variables: Map<String, Value>,
+    /// How the rendered text ends.
+    pub ending: PromptEnding,
+}
+
+/// How the text of a conversation ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PromptEnding {
+    /// With the beginning of the assistant's next message (`add_generation_prompt`).
+    #[default]
+    NextMessage,
+    /// After the last message.
+    LastMessage,
+    /// Within the last message, which the answer continues (`continue_final_message`).
+    ContinueLast,
 }
 
 impl Conversation {
@@ -25,6 +41,7 @@ impl Conversation {
         let message = |message: &Message| {
             message.role.len()
                 + message.content.as_ref().map_or(0, String::len)
+                + message.reasoning.as_ref().map_or(0, String::len)
                 + message.tool_calls.len() * TOOL
         };
         self.tools.len() * TOOL + self.messages.iter().map(message).sum::<usize>()
@@ -39,6 +56,12 @@ pub struct Message {
     pub role: String,
     /// The text; a message that only has calls has none.
     pub content: Option<String>,
+    /// The assistant's reasoning before its answer.
+    #[serde(rename = "reasoning_content", skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// The reasoning under further names that templates use; rendering fills it.
+    #[serde(flatten)]
+    pub reasoning_aliases: Map<String, Value>,
     /// Calls that an assistant made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,

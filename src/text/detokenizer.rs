@@ -64,7 +64,9 @@ impl Detokenizer {
     /// Shows the special token called `name` by that name, if it exists.
     #[must_use]
     pub fn with_special(mut self, name: &str) -> Self {
-        if let (Shown::These(ids), Some(id)) = (&mut self.shown, self.text.tokenizer.token_to_id(name)) {
+        if let (Shown::These(ids), Some(id)) = (&mut self.shown, self.text.tokenizer.token_to_id(name))
+            && !ids.contains(&id)
+        {
             ids.push(id);
         }
         self

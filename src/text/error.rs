@@ -53,15 +53,6 @@ pub enum TextError {
         /// The model.
         id: String,
     },
-    /// Client error: tools, calls or their results were sent to a model whose chat template ignores them.
-    #[error(
-        "the chat template of model {id} does not support tools; leave out tools, calls and their results, or use a model that was \
-         trained on them"
-    )]
-    NoTools {
-        /// The model.
-        id: String,
-    },
     /// Client error: the chat template called `raise_exception`.
     #[error("the model's chat template rejects these messages: {message}")]
     TemplateRefused {
@@ -132,7 +123,6 @@ impl TextError {
     pub const fn is_client_error(&self) -> bool {
         match self {
             Self::NoTemplate { .. }
-            | Self::NoTools { .. }
             | Self::TemplateRefused { .. }
             | Self::TemplateFailed { .. }
             | Self::TemplateSteps { .. }

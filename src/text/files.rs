@@ -1,6 +1,6 @@
 //! The text files of a model directory, as `transformers` writes them.
 
-use std::{io, path::Path};
+use std::{io, ops::RangeInclusive, path::Path};
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -9,6 +9,7 @@ use tokenizers::Tokenizer;
 use super::{TextError, charsmap, growth};
 use crate::{
     files,
+    job::SamplingDefaults,
     manifest::layout::{
         GENERATION_CONFIG, MAX_TEMPLATE, MAX_TOKENIZER, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG,
     },
@@ -125,11 +126,45 @@ pub(super) fn read_processor_templates(path: &Path) -> Result<Option<Templates>,
 #[derive(Default, Deserialize)]
 pub(super) struct GenerationConfig {
     pub(super) bos_token_id: Option<u32>,
+    do_sample: Option<bool>,
+    // Any JSON: a value that eka cannot use must not make the model unusable.
+    #[serde(default)]
+    temperature: Value,
+    #[serde(default)]
+    top_p: Value,
+    #[serde(default)]
+    top_k: Value,
+    #[serde(default)]
+    min_p: Value,
+    #[serde(default)]
+    repetition_penalty: Value,
 }
 
 impl GenerationConfig {
     pub(super) fn read(model_dir: &Path) -> Result<Self, TextError> {
         Ok(read_json(&model_dir.join(GENERATION_CONFIG))?.unwrap_or_default())
+    }
+
+    /// Its sampling parameters, without values outside their ranges. `do_sample: false` is greedy, whatever the temperature is.
+    pub(super) fn sampling(&self) -> SamplingDefaults {
+        let within = |value: &Value, range: RangeInclusive<f64>| {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "the model computes with f32, and every range is within it"
+            )]
+            value.as_f64().filter(|number| range.contains(number)).map(|number| number as f32)
+        };
+        let temperature = match self.do_sample {
+            Some(false) => Some(0.0),
+            _ => within(&self.temperature, 0.0..=2.0),
+        };
+        SamplingDefaults {
+            temperature,
+            top_p: within(&self.top_p, f64::from(f32::MIN_POSITIVE)..=1.0),
+            top_k: self.top_k.as_u64().and_then(|top_k| usize::try_from(top_k).ok()),
+            min_p: within(&self.min_p, 0.0..=1.0),
+            repetition_penalty: within(&self.repetition_penalty, 0.1..=10.0),
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::json;
 
 use super::{
-    AnswerDelta, Arguments, Message, ToolCall, ToolCallParser, ToolCallParserOptions, template::ChatTemplate,
+    AnswerDelta, Arguments, Message, ToolCall, ToolCallParser, ToolCallParserOptions, ToolSignature,
+    template::{ChatTemplate, TemplateInput},
     tools::FORMATS,
 };
 
@@ -22,7 +23,8 @@ pub fn template(source: &[u8]) -> bool {
     ];
     let parameters = json!({ "type": "object", "properties": { "a": { "type": "number" } } });
     let tool = json!({ "type": "function", "function": { "name": "add", "description": "Adds.", "parameters": parameters } });
-    ChatTemplate::compile(source, tokens).is_ok_and(|template| template.render(&messages, &[tool]).is_ok())
+    ChatTemplate::compile(source, tokens)
+        .is_ok_and(|template| template.render(TemplateInput::of(&messages, &[tool])).is_ok())
 }
 
 /// Parses an answer with every tool format, as a whole and split in two at every position, and compares the results. Bits of the
@@ -35,10 +37,10 @@ pub fn tool_calls(bytes: &[u8]) -> bool {
     let Ok(answer) = std::str::from_utf8(answer) else { return false };
     // Each position takes a separate run, so the text is kept short.
     let answer = &answer[..answer.floor_char_boundary(200)];
-    let names: Arc<[String]> = ["add".to_owned(), "now".to_owned()].into();
+    let tools: Arc<[ToolSignature]> = ["add", "now"].map(|name| ToolSignature::new(name, &json!({}))).into();
     FORMATS.into_iter().any(|format| {
         let (single, opened) = (flags & 1 != 0, flags & 2 != 0);
-        let options = ToolCallParserOptions { format, names: Arc::clone(&names), single, opened };
+        let options = ToolCallParserOptions { format, tools: Arc::clone(&tools), single, opened };
         let whole = parse(&options, &[answer]);
         for (split, _) in answer.char_indices() {
             let (before, after) = answer.split_at(split);

@@ -4,6 +4,7 @@
 //! parent has the ids so far and their text. The [detokenizer](Text::detokenizer) guarantees that only whole UTF-8
 //! characters leave, for any ids. A worker only uses [`Vocabulary`], which it reads for its first answer with a constraint.
 
+mod answer;
 mod charsmap;
 mod conversation;
 mod detokenizer;
@@ -13,6 +14,7 @@ pub mod fuzzing;
 mod growth;
 mod length;
 mod model;
+mod reasoning;
 mod rendering;
 #[cfg(test)]
 mod round_trip;
@@ -32,10 +34,12 @@ mod utf8;
 mod vocabulary;
 
 pub use self::{
-    conversation::{Conversation, Message},
+    answer::{AnswerParser, AnswerParserOptions, ReasoningOptions},
+    conversation::{Conversation, Message, PromptEnding},
     detokenizer::Detokenizer,
     error::TextError,
     model::{ModelCard, Text},
+    reasoning::ReasoningFormat,
     rendering::{RenderRequest, Renderer, TemplateFault, TemplateSource},
     same_tokenizer::{TokenizerMismatch, check_same_tokens},
     source_tokenizer::SourceTokenizer,
@@ -43,6 +47,9 @@ pub use self::{
     templates::TemplateFile,
     token::TokenText,
     tool_call::{Arguments, CalledFunction, ToolCall},
-    tools::{AnswerDelta, Call, Calls, ToolCallParser, ToolCallParserOptions, ToolFormat, ToolSupport},
+    tools::{
+        AnswerDelta, Call, Calls, ToolCallParser, ToolCallParserOptions, ToolFormat, ToolSignature,
+        ToolSupport,
+    },
     vocabulary::Vocabulary,
 };

@@ -1,18 +1,23 @@
 //! Tokenizer, chat templates and description of a model.
 
-use std::{fs, path::Path, time::UNIX_EPOCH};
+use std::{borrow::Cow, fs, path::Path, time::UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use super::{
-    Conversation, RenderRequest, Renderer, TemplateFault, TemplateFile, TextError, ToolSupport,
+    Conversation, ReasoningFormat, RenderRequest, Renderer, TemplateFault, TemplateFile, TextError,
+    ToolSupport,
     files::{self, GenerationConfig, TokenizerConfig},
     special_tokens::{self, SpecialTokens},
     templates::Templates,
     token_bytes::{TokenBytes, longest_token},
+    tools,
 };
-use crate::manifest::{self, Manifest};
+use crate::{
+    job::SamplingDefaults,
+    manifest::{self, Manifest},
+};
 
 /// A model's tokenizer, chat templates and description; read once and shared.
 pub struct Text {
@@ -27,7 +32,7 @@ pub struct Text {
 }
 
 /// The description of a model in HTTP answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelCard {
     /// Its name in requests.
     pub id: String,
@@ -43,6 +48,16 @@ pub struct ModelCard {
     pub fingerprint: String,
     /// Whether it can answer a conversation, or only continue a prompt.
     pub has_chat_template: bool,
+    /// Its architecture, such as `llama`.
+    pub architecture: String,
+    /// Number of parameters; 0 if unknown.
+    pub parameters: u64,
+    /// The type of its weights, such as `int4`.
+    pub weights: String,
+    /// Bytes of its files; 0 if the manifest does not list them.
+    pub file_bytes: u64,
+    /// Sampling parameters of its `generation_config.json`.
+    pub sampling: SamplingDefaults,
 }
 
 /// A special token, as text and as id.
@@ -67,6 +82,7 @@ impl Text {
         let tokens = special_tokens::special_tokens(&config, &map, &manifest.architecture, &tokenizer);
         let templates = Templates::read(model_dir, &config, &tokens)?;
         let fingerprint = fingerprint(&manifest);
+        let generation = GenerationConfig::read(model_dir)?;
         let card = ModelCard {
             fingerprint,
             id: id.to_owned(),
@@ -75,10 +91,15 @@ impl Text {
             end_tokens: end_tokens(&manifest, &tokenizer, &tokens),
             created: modified(&manifest::path(model_dir))?,
             has_chat_template: !templates.is_empty(),
+            sampling: generation.sampling(),
+            architecture: manifest.architecture.clone(),
+            parameters: manifest.parameters,
+            weights: weights(&manifest),
+            file_bytes: manifest.files.iter().map(|file| file.bytes).sum(),
         };
         let token_bytes = TokenBytes::of(&tokenizer, card.vocabulary);
         let longest_token = token_bytes.as_ref().and_then(|_| longest_token(&tokenizer, card.vocabulary));
-        let bos = find_bos(&tokenizer, &tokens, &GenerationConfig::read(model_dir)?);
+        let bos = find_bos(&tokenizer, &tokens, &generation);
         Ok(Self { card, tokenizer, token_bytes, longest_token, templates, bos })
     }
 
@@ -127,26 +148,40 @@ impl Text {
     /// [`TextError::TemplateFailed`], [`TextError::TemplateUnsupported`] and [`TextError::TemplateSteps`].
     pub fn render(&self, conversation: &Conversation) -> Result<String, TextError> {
         let template = self.template(conversation)?;
-        let request = RenderRequest::new(template.source(), conversation);
-        Renderer::default().render(&request).map_err(|fault| template.fault(fault))
+        let text = Renderer::default().render(&self.render_request(conversation)?);
+        let text = text.map_err(|fault| template.fault(fault))?;
+        Ok(self.with_answer_prefix(text, &conversation.answer_prefix))
     }
 
     /// The request to render a conversation in another process.
     ///
     /// # Errors
-    /// [`TextError::NoTemplate`] and [`TextError::NoTools`], which are the client's.
+    /// [`TextError::NoTemplate`], which is the client's.
     pub fn render_request(&self, conversation: &Conversation) -> Result<RenderRequest, TextError> {
-        Ok(RenderRequest::new(self.template(conversation)?.source(), conversation))
+        let template = self.template(conversation)?;
+        let conversation = if template.tools() == ToolSupport::Generic && conversation.is_about_tools() {
+            Cow::Owned(tools::without_tools(conversation, template.has_system()))
+        } else {
+            Cow::Borrowed(conversation)
+        };
+        Ok(RenderRequest::new(template.source(), &conversation))
+    }
+
+    /// A rendered conversation with the text that the answer must begin with. Reasoning that the template begins ends before it.
+    #[must_use]
+    pub fn with_answer_prefix(&self, mut text: String, prefix: &str) -> String {
+        if let Some(reasoning) = self.reasoning().filter(|format| !prefix.is_empty() && format.is_open(&text))
+        {
+            text.push_str(reasoning.end());
+        }
+        text.push_str(prefix);
+        text
     }
 
     /// The template of a conversation.
     fn template(&self, conversation: &Conversation) -> Result<&TemplateFile, TextError> {
         let missing = || TextError::NoTemplate { id: self.card.id.clone() };
-        let template = self.templates.of(conversation).ok_or_else(missing)?;
-        if template.tools() == ToolSupport::None && conversation.is_about_tools() {
-            return Err(TextError::NoTools { id: self.card.id.clone() });
-        }
-        Ok(template)
+        self.templates.of(conversation).ok_or_else(missing)
     }
 
     /// The chat templates that may be used, to compile them in another process.
@@ -179,6 +214,12 @@ impl Text {
         self.templates.tools()
     }
 
+    /// How the model writes its reasoning; `None` if its chat template does not mention it.
+    #[must_use]
+    pub fn reasoning(&self) -> Option<&'static ReasoningFormat> {
+        self.templates.reasoning()
+    }
+
     /// Whether this is the name of a special token, which has no text.
     #[must_use]
     pub fn is_special(&self, name: &str) -> bool {
@@ -207,6 +248,14 @@ fn end_tokens(manifest: &Manifest, tokenizer: &Tokenizer, tokens: &SpecialTokens
     let own = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token));
     ids.extend(own.filter(|id| (*id as usize) < manifest.dims.vocab && !manifest.end_tokens.contains(id)));
     ids
+}
+
+/// The type of the weights.
+fn weights(manifest: &Manifest) -> String {
+    match &manifest.quantization {
+        Some(quantization) => format!("int{}", quantization.bits),
+        None => manifest.dtype.to_string(),
+    }
 }
 
 fn find_bos(

@@ -8,9 +8,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{Conversation, Message, TextError, template::ChatTemplate};
+use super::{
+    Conversation, Message, PromptEnding, TextError,
+    template::{ChatTemplate, TemplateInput},
+};
 use crate::units::Bytes;
 
 /// Compiled templates that are kept: as many as a server is likely to have models in use.
@@ -27,6 +30,12 @@ pub struct TemplateSource {
 }
 
 impl TemplateSource {
+    /// Its text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Bytes of its text.
     #[must_use]
     pub const fn length(&self) -> usize {
@@ -34,13 +43,14 @@ impl TemplateSource {
     }
 }
 
-/// A conversation to render. Messages and tools are JSON, because the encoding of frames has no values of unknown type.
+/// A conversation to render. Messages, tools and variables are JSON, because the encoding of frames has no values of unknown type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenderRequest {
     template: TemplateSource,
     messages: String,
     tools: String,
-    answer_prefix: String,
+    variables: String,
+    ending: PromptEnding,
 }
 
 impl RenderRequest {
@@ -49,14 +59,15 @@ impl RenderRequest {
             template: template.clone(),
             messages: serde_json::json!(conversation.messages).to_string(),
             tools: serde_json::json!(conversation.tools).to_string(),
-            answer_prefix: conversation.answer_prefix.to_owned(),
+            variables: serde_json::json!(conversation.variables).to_string(),
+            ending: conversation.ending,
         }
     }
 
-    /// Bytes of template, messages and tools.
+    /// Bytes of template, messages, tools and variables.
     #[must_use]
     pub const fn length(&self) -> usize {
-        self.template.length() + self.messages.len() + self.tools.len()
+        self.template.length() + self.messages.len() + self.tools.len() + self.variables.len()
     }
 }
 
@@ -133,12 +144,19 @@ impl Renderer {
     pub fn render(&mut self, request: &RenderRequest) -> Result<String, TemplateFault> {
         let messages: Vec<Message> = parse(&request.messages)?;
         let tools: Vec<Value> = parse(&request.tools)?;
-        let text = self.compile(&request.template)?.render(&messages, &tools)?;
-        let found = Bytes::from(text.len() + request.answer_prefix.len());
+        let variables: Map<String, Value> = parse(&request.variables)?;
+        let given = TemplateInput {
+            messages: &messages,
+            tools: &tools,
+            variables: Some(&variables),
+            ending: request.ending,
+        };
+        let text = self.compile(&request.template)?.render(given)?;
+        let found = Bytes::from(text.len());
         if found > MAX_TEXT {
             return Err(TemplateFault::TooLong { found, max: MAX_TEXT });
         }
-        Ok(text + &request.answer_prefix)
+        Ok(text)
     }
 
     fn compile(&mut self, source: &TemplateSource) -> Result<&ChatTemplate, TemplateFault> {

@@ -27,13 +27,15 @@ pub(super) struct StopStrings {
     /// A proper prefix of some stop string, between two pushes.
     held: String,
     stopped: bool,
+    /// The stop string that was found.
+    found: Option<String>,
 }
 
 impl StopStrings {
     /// Watches for `stops`; an empty string never matches.
     pub(super) fn new(stops: Vec<String>) -> Self {
         let matchers = stops.into_iter().filter(|stop| !stop.is_empty()).map(Matcher::new).collect();
-        Self { matchers, held: String::new(), stopped: false }
+        Self { matchers, held: String::new(), stopped: false, found: None }
     }
 
     /// Adds `fresh`; returns the text that can be sent.
@@ -47,6 +49,7 @@ impl StopStrings {
             Some((end, length)) => {
                 self.stopped = true;
                 self.held.truncate(arrived + end);
+                self.found = Some(self.held[arrived + end - length..].to_owned());
                 arrived + end - length
             }
             None => self.held.len() - self.matchers.iter().map(|matcher| matcher.matched).max().unwrap_or(0),
@@ -58,9 +61,20 @@ impl StopStrings {
         Chunk { text, stopped: self.stopped }
     }
 
+    /// The stop string that was found.
+    pub(super) fn found(&self) -> Option<&str> {
+        self.found.as_deref()
+    }
+
     /// The text that was held back, at the end of the answer.
     pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
+    }
+
+    /// The text that was held back; a match cannot begin in it any more.
+    pub(super) fn flush(&mut self) -> String {
+        self.matchers.iter_mut().for_each(|matcher| matcher.matched = 0);
+        self.finish()
     }
 
     /// The end of the winning match in `fresh`, and its length.

@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Conversation, TemplateFault, TemplateSource, TextError, ToolSupport,
+    Conversation, ReasoningFormat, TemplateFault, TemplateSource, TextError, ToolSupport,
     files::{self, Templates as Written, TokenizerConfig},
     special_tokens::SpecialTokens,
 };
@@ -32,6 +32,9 @@ pub struct TemplateFile {
     path: PathBuf,
     source: TemplateSource,
     tools: ToolSupport,
+    reasoning: Option<&'static ReasoningFormat>,
+    /// Whether conversations may have a system message.
+    has_system: bool,
 }
 
 /// A template's text, and the file that it was found in.
@@ -50,6 +53,8 @@ impl Templates {
         let file = |Found { path, text }| TemplateFile {
             path,
             tools: ToolSupport::of(&text),
+            reasoning: ReasoningFormat::of(&text),
+            has_system: text.contains("system") && !text.contains("ystem role not supported"),
             source: TemplateSource { text, tokens: tokens.clone() },
         };
         let [default, tool_use] = find(model_dir, config)?;
@@ -68,7 +73,12 @@ impl Templates {
 
     /// The support for tools in conversations with tools.
     pub(super) fn tools(&self) -> ToolSupport {
-        self.with_tools().map_or(ToolSupport::None, TemplateFile::tools)
+        self.with_tools().map_or(ToolSupport::Generic, TemplateFile::tools)
+    }
+
+    /// How the model writes its reasoning.
+    pub(super) fn reasoning(&self) -> Option<&'static ReasoningFormat> {
+        self.all().find_map(TemplateFile::reasoning)
     }
 
     /// Whether the model has no chat template.
@@ -91,6 +101,16 @@ impl TemplateFile {
     /// Its support for tools.
     pub(super) const fn tools(&self) -> ToolSupport {
         self.tools
+    }
+
+    /// How the model writes its reasoning; `None` if the template does not mention it.
+    pub(super) const fn reasoning(&self) -> Option<&'static ReasoningFormat> {
+        self.reasoning
+    }
+
+    /// Whether conversations may have a system message.
+    pub(super) const fn has_system(&self) -> bool {
+        self.has_system
     }
 
     /// Converts a renderer's error into one of its model.

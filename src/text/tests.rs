@@ -212,23 +212,25 @@ fn a_special_token_is_text_where_it_is_asked_to_be_and_ends_a_character_that_is_
 }
 
 #[test]
-fn tools_and_calls_are_refused_where_the_template_has_none() {
-    let user = Message::new("user", "hello");
-    let call = ToolCall::new(None, "now", Arguments::Written("{}".into()));
-    let called = Message { tool_calls: vec![call], ..Message::new("assistant", "") };
-    for (messages, tools) in [
-        (vec![user.clone()], vec![json!({})]),
-        (vec![user.clone(), called], Vec::new()),
-        (vec![user.clone(), Message::new("tool", "4")], Vec::new()),
+fn tools_calls_and_results_are_texts_where_the_template_has_none() {
+    let call = ToolCall::new(None, "now", Arguments::Written("{\"a\": 1}".into()));
+    let messages = vec![
+        Message::new("user", "hello"),
+        Message { tool_calls: vec![call], ..Message::new("assistant", "") },
+        Message::new("tool", "4"),
+        Message::new("tool", "5"),
+    ];
+    let tool = json!({ "type": "function", "function": { "name": "now" } });
+    let conversation = Conversation { messages, tools: vec![tool], ..Conversation::default() };
+    let text = demo().render(&conversation).unwrap();
+    for part in [
+        "<tools>\n{\"name\":\"now\"}\n</tools>",
+        "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"a\": 1}}\n</tool_call>",
+        "<tool_response>\n4\n</tool_response>\n<tool_response>\n5\n</tool_response>",
     ] {
-        let error = demo().render(&Conversation { messages, tools, answer_prefix: "" }).unwrap_err();
-        assert!(matches!(error, TextError::NoTools { .. }) && error.is_client_error(), "{error}");
-        assert!(
-            error.to_string().contains("the chat template of model demo does not support tools"),
-            "{error}"
-        );
+        assert!(text.contains(part), "{part} is not in {text}");
     }
-    let opened = Conversation { answer_prefix: "[", ..vec![user].into() };
+    let opened = Conversation { answer_prefix: "[".into(), ..vec![Message::new("user", "hello")].into() };
     assert!(demo().render(&opened).unwrap().ends_with("<|assistant|>["));
 }
 

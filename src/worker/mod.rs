@@ -5,6 +5,9 @@
 //!                └── cancel, shutdown: noted at once, checked between two steps
 //! ```
 //!
+//! A job can be one of a group: the choices of one prompt, or several prompts of a request. They run together where the model
+//! can compute several sequences in a pass.
+//!
 //! The compute thread does not wait for input while it runs a job, and the reader thread does not compute. So a cancellation takes
 //! effect after the current step, however many frames are queued. When stdin ends, the parent has ended and no one reads the
 //! answers: the process exits at once, even in the middle of a step.
@@ -14,6 +17,7 @@
 
 mod error;
 pub mod faults;
+mod jobs;
 mod loaded_model;
 mod memory;
 mod run;

@@ -3,10 +3,8 @@
 use std::{
     collections::BTreeMap,
     io::Write,
-    ops::ControlFlow,
     path::Path,
     sync::{Arc, mpsc},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -15,16 +13,13 @@ use super::{
     faults::{FaultInjector, FaultPoint},
     loaded_model::{LoadedModel, ModelOpener},
     memory::MemoryTracker,
-    saved_prompts::{self, SaveError},
+    saved_prompts,
     stop_signals::StopSignals,
 };
 use crate::{
-    device::{Device, DeviceErrorKind, process_memory},
-    engine::{self, EngineError, Forward, GenerationSummary},
-    job::{
-        EndReason, Failure, Finish, Job, Memory, MemoryReport, ModelId, ModelReport, Placement,
-        PromptToRestore, SaveAs,
-    },
+    device::{Device, DeviceErrorKind},
+    engine::{EngineError, Forward},
+    job::{Failure, Memory, ModelId, ModelReport, Placement, PromptToRestore},
     units::Bytes,
     wire::{self, DraftModel, FromWorker, ToWorker, WorkerSpec},
 };
@@ -49,7 +44,7 @@ impl<W: Write> Server<W> {
     pub(super) fn serve(mut self, frames: &mpsc::Receiver<ToWorker>) -> Result<(), WorkerError> {
         loop {
             match self.next(frames)? {
-                Some(ToWorker::Generate(job)) => self.generate(&job)?,
+                Some(ToWorker::Generate(jobs)) => self.generate(&jobs)?,
                 Some(ToWorker::Load { model, dir, draft }) => self.load(model, &dir, draft.as_ref())?,
                 Some(ToWorker::Unload(model)) => {
                     // Dropping the session frees its memory in heap and pool, which then can return it to the system.
@@ -99,7 +94,7 @@ impl<W: Write> Server<W> {
     }
 
     /// Trims device memory if that is due, and reports the memory afterwards.
-    fn trim_if_due(&mut self, idle: Duration) -> Result<(), WorkerError> {
+    pub(super) fn trim_if_due(&mut self, idle: Duration) -> Result<(), WorkerError> {
         let began = Instant::now();
         let Some(memory) = self.trim_to_due(idle) else { return Ok(()) };
         Ok(wire::write(&FromWorker::AutoTrimmed { memory, took: began.elapsed() }, &mut self.output)?)
@@ -172,14 +167,14 @@ impl<W: Write> Server<W> {
     }
 
     /// Clears the prefix caches of all models except `but`: only one model keeps a cache.
-    fn clear_others(&mut self, but: Option<&ModelId>) {
+    pub(super) fn clear_others(&mut self, but: Option<&ModelId>) {
         let others = self.models.iter_mut().filter(|(id, _)| but != Some(*id));
         others.for_each(|(_, loaded)| loaded.clear_to(Bytes(0)));
         self.update_cache_size();
     }
 
     /// Updates the size of the prefix cache in memory reports.
-    fn update_cache_size(&mut self) {
+    pub(super) fn update_cache_size(&mut self) {
         let kept = self.models.values().map(|loaded| loaded.kept().0).sum();
         self.memory.keep(Bytes(kept));
     }
@@ -203,95 +198,9 @@ impl<W: Write> Server<W> {
         self.models.values_mut().for_each(|loaded| loaded.timeline.forget_restored(name));
         self.update_cache_size();
     }
-
-    /// Saves a job's prompt to its file, unless the job was cancelled.
-    fn save(
-        &mut self,
-        job: &Job,
-        to: &SaveAs,
-        read: Result<GenerationSummary, EngineError>,
-    ) -> Result<Result<GenerationSummary, EngineError>, WorkerError> {
-        let Self { models, signals, output, .. } = self;
-        let (Some(loaded), Ok(outcome)) = (models.get(&job.model), &read) else { return Ok(read) };
-        if outcome.reason == EndReason::Cancelled {
-            return Ok(read);
-        }
-        let (mut outcome, began) = (*outcome, Instant::now());
-        let written = saved_prompts::save(loaded, &job.model, &job.prompt, to, |written| {
-            wire::write(&FromWorker::Saving { job: job.id, written }, output).map_err(SaveError::Pipe)?;
-            if signals.stops(job) { Err(SaveError::Cancelled) } else { Ok(()) }
-        });
-        outcome.timings.saving = began.elapsed();
-        match written {
-            Ok(_) => Ok(Ok(outcome)),
-            Err(e) => Ok(match e.into_failure(&to.name)? {
-                None => Ok(GenerationSummary { reason: EndReason::Cancelled, ..outcome }),
-                Some(failure) => Err(failure),
-            }),
-        }
-    }
-
-    fn generate(&mut self, job: &Job) -> Result<(), WorkerError> {
-        let before = self.memory.idle();
-        self.clear_others(Some(&job.model));
-        self.memory.begin();
-        let mut broken = None;
-        let Self { models, signals, output, faults, .. } = self;
-        let Some(loaded) = models.get_mut(&job.model) else {
-            let failure = not_loaded(&job.model);
-            return Ok(wire::write(&FromWorker::Failed { job: job.id, failure, poisoned: false }, output)?);
-        };
-        let LoadedModel { timeline, speculation, guides, .. } = loaded;
-        let guide = guides.begin(job);
-        let emit = |step| match wire::write(&FromWorker::Step { job: job.id, step }, output) {
-            Ok(()) if signals.stops(job) => ControlFlow::Break(()),
-            Ok(()) => {
-                // The process that reads the frame may need this core.
-                thread::yield_now();
-                ControlFlow::Continue(())
-            }
-            Err(e) => {
-                broken = Some(e);
-                ControlFlow::Break(())
-            }
-        };
-        let outcome = guide.map_err(EngineError::Job).and_then(|guide| {
-            faults.run(timeline, job, |model| engine::generate(model, job, guide, speculation, emit))
-        });
-        if let Some(e) = broken {
-            return Err(e.into());
-        }
-        let outcome = match &job.save {
-            Some(to) => self.save(job, to, outcome)?,
-            None => outcome,
-        };
-        let peak_resident = process_memory::memory().peak_resident;
-        let device_peak = self.memory.peak();
-        let Some(loaded) = self.models.get_mut(&job.model) else { return Ok(()) };
-        match &outcome {
-            Ok(_) => loaded.settle(job.cache_prompt),
-            // The device did not fail, so the cache is valid.
-            Err(EngineError::Job(_)) => loaded.settle(false),
-            Err(_) => loaded.clear(),
-        }
-        self.update_cache_size();
-        let memory = MemoryReport { before, peak_resident, after: self.memory.settle(), device_peak };
-        let fault = outcome.as_ref().map_or_else(EngineError::fault, |_| DeviceErrorKind::Other);
-        let poisoned = fault == DeviceErrorKind::Poisoned;
-        let last = match outcome {
-            Ok(GenerationSummary { reason, usage, timings }) => {
-                FromWorker::Done { job: job.id, finish: Finish { reason, usage, timings, memory } }
-            }
-            Err(e) => FromWorker::Failed { job: job.id, failure: Failure::from(e), poisoned },
-        };
-        wire::write(&last, &mut self.output)?;
-        if poisoned {
-            return Err(WorkerError::Poisoned);
-        }
-        self.trim_if_due(Duration::ZERO)
-    }
 }
 
-fn not_loaded(model: &ModelId) -> Failure {
+/// Why a job cannot run.
+pub(super) fn not_loaded(model: &ModelId) -> Failure {
     Failure::Model { model: model.clone(), message: "the model is not loaded".into() }
 }

@@ -171,11 +171,9 @@ async fn an_unsupported_field_is_refused_with_an_alternative() {
         (json!({ "repeat_penalty": 1.1 }), "repeat_penalty", "use repetition_penalty"),
         (json!({ "min_tokens": 5 }), "min_tokens", "send 0"),
         (json!({ "skip_special_tokens": false }), "skip_special_tokens", "send true"),
-        (json!({ "guided_json": {} }), "guided_json", "use json_schema"),
         (json!({ "use_beam_search": true }), "use_beam_search", "send false"),
         (json!({ "top_n_sigma": 1 }), "top_n_sigma", "send -1 or 0"),
         (json!({ "store": true }), "store", "send false"),
-        (json!({ "chat_template_kwargs": { "enable_thinking": false } }), "chat_template_kwargs", "send {}"),
     ] {
         for route in [NATIVE, COMPLETIONS, CHAT, RESPONSES] {
             let (status, answer) = server.ask(route, &request(route, &fields)).await;
@@ -197,13 +195,14 @@ async fn the_openapi_document_lists_neutral_values_and_they_are_accepted() {
         (CHAT, "ChatRequest"),
         (RESPONSES, "ResponseRequest"),
     ] {
-        let properties = &document["components"]["schemas"][name]["allOf"][1]["properties"];
+        let parts = document["components"]["schemas"][name]["allOf"].as_array().unwrap();
+        let properties = &parts.last().unwrap()["properties"];
         let off = |(name, described): (&String, &Value)| {
             described["description"].as_str()?.starts_with("Accepted; ").then_some(())?;
             Some((name.clone(), described["enum"].as_array()?.last()?.clone()))
         };
         let off: Map<String, Value> = properties.as_object().unwrap().iter().filter_map(off).collect();
-        assert!(off.len() > 80, "{route} {}", off.len());
+        assert!(off.len() > 70, "{route} {}", off.len());
         accepted(&server, route, &off.into()).await;
     }
 }

@@ -6,7 +6,7 @@ use crate::support::{
     faulty_worker::{hanging, signal_when_hung},
     program::{Program, expected},
     requests::with,
-    server::{CONTEXT_LENGTH, Server, ServerOptions, events},
+    server::{Server, ServerOptions, events},
 };
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -197,8 +197,9 @@ async fn n_choices_are_generated_in_order_with_different_seeds() {
 
 #[tokio::test]
 async fn n_choices_that_exceed_the_queue_are_refused_as_a_whole() {
-    let server = Server::start(ServerOptions { max_jobs: 2, ..ServerOptions::default() });
-    let request = json!({ "prompt": vec![20; CONTEXT_LENGTH - 20], "n": 8, "max_tokens": 4 });
+    let server = Server::start(ServerOptions { max_jobs: 1, ..ServerOptions::default() });
+    // Three groups of eight: one that runs, one that waits, and one too many.
+    let request = json!({ "prompt": ["a", "b", "c"], "n": 8, "max_tokens": 4 });
     let (status, answer) = server.ask(COMPLETIONS, &request).await;
     assert_eq!((status, &answer["error"]["code"]), (429, &json!("queue_full")));
     server.is_idle().await;
@@ -213,7 +214,7 @@ async fn invalid_logprobs_and_n_are_refused_by_name() {
         (CHAT, json!({ "n": 9 }), "n"),
         (COMPLETIONS, json!({ "n": 0 }), "n"),
         (COMPLETIONS, json!({ "logprobs": 6 }), "logprobs"),
-        (COMPLETIONS, json!({ "n": 2, "best_of": 3 }), "best_of"),
+        (COMPLETIONS, json!({ "n": 3, "best_of": 2 }), "best_of"),
     ] {
         let request = match route {
             CHAT => json!({ "messages": [{ "role": "user", "content": "hello" }] }),

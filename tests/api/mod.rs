@@ -1,14 +1,19 @@
 //! The HTTP API: what each route accepts, refuses and answers.
 
+mod anthropic;
 mod cache_salt;
 mod compatibility;
+mod defaults;
 mod errors;
 mod logprobs;
+mod ollama;
 mod openapi;
 mod overload;
 mod priorities;
 mod responses;
 mod routes;
+mod several_answers;
 mod structured_output;
+mod thinking;
 mod tokenize;
 mod tools;

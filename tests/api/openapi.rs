@@ -27,7 +27,7 @@ async fn openapi_examples_are_accepted_and_answers_match() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         let operation = &methods["post"];
         // The scripted server has no workers that could run admin commands.
-        if path.starts_with("/admin/") {
+        if path.starts_with("/admin/") || operation["requestBody"].is_null() {
             continue;
         }
         let request = operation["requestBody"]["content"]["application/json"]["schema"].clone();
@@ -67,7 +67,7 @@ async fn error_answers_match_the_openapi_document() {
     let document = document(&server).await;
     for (path, methods) in document["paths"].as_object().unwrap() {
         let operation = &methods["post"];
-        if path.starts_with("/admin/") || operation.is_null() {
+        if path.starts_with("/admin/") || operation["requestBody"].is_null() {
             continue;
         }
         for wrong in [json!({ "unknown": 1 }), json!({ "model": "none" }), json!([]), json!({ "model": 7 })] {

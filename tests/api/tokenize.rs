@@ -130,9 +130,6 @@ async fn invalid_requests_to_tokenize_routes_are_refused() {
     }
     let said = refused(&server, DETOKENIZE, json!({ "tokens": [4096] }), "invalid_value", "tokens[0]").await;
     assert_eq!(said, "tokens[0] is 4096, outside 0 to 4095, the model's token ids");
-    let tools = json!([{ "type": "function", "function": { "name": "now" } }]);
-    let body = json!({ "messages": conversation(), "tools": tools });
-    refused(&server, APPLY, body, "tools_unsupported", "tools").await;
     let (status, answer) = server.ask(TOKENIZE, &json!({ "model": "other", "content": "a" })).await;
     assert_eq!((status, &answer["error"]["code"]), (404, &json!("model_not_found")));
     assert_eq!(server.get(TOKENIZE).send().await.unwrap().status(), 405);

@@ -166,8 +166,9 @@ const CALLS = {
     const fields = { model: "demo", messages: MESSAGES, response_format: zodResponseFormat(Item, "item") };
     Item.parse((await client.chat.completions.stream(fields).finalChatCompletion()).choices[0].message.parsed);
   },
-  "tools: a model without them refuses": () =>
-    refused(BadRequestError, "tools_unsupported", "tools", () => chat({ tools: [TOOL] })),
+  "tools: a model whose template has none answers": async () => {
+    assert.equal((await chat({ tools: [TOOL], max_tokens: 4 })).choices.length, 1);
+  },
   "tools: a function by its name": async () => {
     const [{ message, finish_reason }] = (await callTool({})).choices;
     assert.deepEqual([message.tool_calls[0].function.name, finish_reason], ["weather", "tool_calls"]);

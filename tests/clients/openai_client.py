@@ -304,9 +304,9 @@ def _(client):
     raise AssertionError("nothing was raised")
 
 
-@call("tools: a model without them refuses")
+@call("tools: a model whose template has none answers")
 def _(client):
-    refused(BadRequestError, "tools_unsupported", "tools", lambda: chat(client, tools=[TOOL]))
+    same(len(chat(client, tools=[TOOL], max_tokens=4).choices), 1)
 
 
 @call("tools: a function by its name")

@@ -9,3 +9,4 @@ mod kv_cache_growth;
 mod prefix_cache;
 mod saved_prompts;
 mod speculation;
+mod together;

@@ -5,13 +5,13 @@ use std::{
     net::TcpListener,
     num::NonZeroUsize,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 use eka::{
-    config::UnknownFields,
+    config::{DefaultsFrom, UnknownFields},
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Settings, serve},
     job::{
@@ -60,6 +60,9 @@ pub(crate) struct ServerOptions {
     /// Token ids sent instead of [`ANSWER`], followed by the end token.
     pub(crate) answer: Option<&'static str>,
     pub(crate) unknown_fields: UnknownFields,
+    pub(crate) sampling_defaults: DefaultsFrom,
+    /// Most tokens of an answer whose request sets no limit; `None` for the rest of the context.
+    pub(crate) default_max_new: Option<usize>,
 }
 
 impl Default for ServerOptions {
@@ -77,6 +80,8 @@ impl Default for ServerOptions {
             template: None,
             answer: None,
             unknown_fields: UnknownFields::Refuse,
+            sampling_defaults: DefaultsFrom::Eka,
+            default_max_new: Some(64),
         }
     }
 }
@@ -88,6 +93,7 @@ pub(crate) struct Server {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) readiness: watch::Sender<Readiness>,
     pub(crate) client: reqwest::Client,
+    last_job: Arc<Mutex<Option<Job>>>,
     shutdown: Option<oneshot::Sender<()>>,
     ended: Option<oneshot::Receiver<()>>,
 }
@@ -108,7 +114,10 @@ impl Server {
             script = text.encode_bare(answer).unwrap();
             script.push(END);
         }
-        let executor = Executor::start(limits, metrics.clone(), move |job, says, cancel| {
+        let last_job = Arc::new(Mutex::new(None));
+        let seen_job = Arc::clone(&last_job);
+        let executor = Executor::start(limits, metrics.clone(), move |job: Job, says, cancel| {
+            *seen_job.lock().unwrap() = Some(job.clone());
             if wish.progress {
                 says.send(Event::Step(Step::Progress { done: 2, total: 5, cached: 1 })).unwrap();
             }
@@ -124,7 +133,9 @@ impl Server {
             grace: wish.grace,
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(120) },
             context_length: None,
-            default_max_new: Tokens(64),
+            default_max_new: wish.default_max_new.map(Tokens),
+            sampling_defaults: wish.sampling_defaults,
+            max_sequences: NonZeroUsize::new(8).unwrap(),
             log_prompts: false,
             unknown_fields: wish.unknown_fields,
             prefix_cache_shared: false,
@@ -143,7 +154,21 @@ impl Server {
             let _ = over.send(());
         });
         let client = reqwest::Client::new();
-        Self { url, executor, metrics, readiness, client, shutdown: Some(shutdown), ended: Some(ended) }
+        Self {
+            url,
+            executor,
+            metrics,
+            readiness,
+            client,
+            last_job,
+            shutdown: Some(shutdown),
+            ended: Some(ended),
+        }
+    }
+
+    /// The job that ran last.
+    pub(crate) fn last_job(&self) -> Job {
+        self.last_job.lock().unwrap().clone().unwrap()
     }
 
     pub(crate) fn get(&self, path: &str) -> reqwest::RequestBuilder {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use eka::{
-    job::{Job, JobId, Readiness},
+    job::{Event, GroupedJob, Job, JobId, Readiness},
     metrics::Metrics,
     supervise::WorkerPool,
 };
@@ -241,9 +241,16 @@ async fn without_room_for_two_workers_recycling_waits_for_idle() {
     let is_recycled = |seen: &Readiness| matches!(seen, Readiness::Restarting { reason } if reason.contains("after 1 jobs"));
     for _ in 0..2 {
         let job = Job { model: "demo".into(), ..Job::new(JobId(1), vec![1, 2, 3], 4) };
-        let (events, _) = tokio::sync::mpsc::unbounded_channel();
-        let finish = workers.run(0, job, events, CancellationToken::new()).await.unwrap();
-        assert_eq!(finish.usage.completion_tokens, 4);
+        let (events, mut received) = tokio::sync::mpsc::unbounded_channel();
+        let jobs = vec![GroupedJob { job, cancel: CancellationToken::new() }];
+        workers.run(0, jobs, events).await.unwrap();
+        let mut tokens = 0;
+        while let Ok((_, event)) = received.try_recv() {
+            if let Event::Done(finish) = event {
+                tokens = finish.usage.completion_tokens;
+            }
+        }
+        assert_eq!(tokens, 4);
         readiness.wait_for(is_recycled).await.unwrap();
         readiness.wait_for(|seen| matches!(seen, Readiness::Ready(_))).await.unwrap();
     }

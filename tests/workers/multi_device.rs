@@ -7,7 +7,7 @@ use eka::{
         affinity::core_ids,
         cuda::{NoCuda, probe},
     },
-    job::{Job, JobId, Readiness},
+    job::{GroupedJob, Job, JobId, Readiness},
     metrics::Metrics,
     supervise::{WorkerConfig, WorkerPool},
 };
@@ -276,7 +276,8 @@ async fn workers_are_recycled_one_after_the_other() {
     for (slot, id) in (0..workers.size()).zip(1..) {
         let job = Job { model: "demo".into(), ..Job::new(JobId(id), vec![1, 2, 3], 4) };
         let (events, _) = tokio::sync::mpsc::unbounded_channel();
-        workers.run(slot, job, events, CancellationToken::new()).await.unwrap();
+        let jobs = vec![GroupedJob { job, cancel: CancellationToken::new() }];
+        workers.run(slot, jobs, events).await.unwrap();
     }
     let starts = || ["a", "b"].map(|label| metrics.worker_starts.of(&Some(label).into()).get());
     while starts() != [2, 2] || ready(&workers) < 2 {

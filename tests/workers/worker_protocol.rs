@@ -40,7 +40,7 @@ fn load(model_dir: &str) -> ToWorker {
 }
 
 fn generate(id: u64, prompt: usize, max_new_tokens: usize) -> ToWorker {
-    ToWorker::Generate(Box::new(Job::new(JobId(id), vec![1; prompt], max_new_tokens)))
+    ToWorker::Generate(vec![Job::new(JobId(id), vec![1; prompt], max_new_tokens)])
 }
 
 #[test]

@@ -157,7 +157,7 @@ impl<'a> ChatSession<'a> {
     /// The prompt's tokens, and the most tokens of the answer.
     fn prompt(&mut self, asked: &str) -> anyhow::Result<(Vec<u32>, usize)> {
         let context = self.model.context;
-        let wanted = self.wanted.max_new_tokens.unwrap_or(self.model.default_max_new);
+        let wanted = self.wanted.max_new_tokens.or(self.model.default_max_new).unwrap_or(context);
         let prompt = if self.is_conversation {
             // Old turns are dropped to leave room for the answer.
             let max = context - wanted.min(context / 4);

@@ -58,7 +58,7 @@ use ort::operator::OperatorDomain;
 
 use super::threads::ThreadLimits;
 use attention::Attention;
-pub use attention::{ATTENTION, Format};
+pub use attention::{ATTENTION, CacheSegment, Format, MAX_SEGMENTS, PassSequence};
 pub use cpu_isa::CpuIsa;
 pub use huge_pages::PackedStorage;
 use matmul::{FloatMatMul, QuantizedMatMul};

@@ -11,6 +11,15 @@ pub(super) struct Parts<'a, T> {
     slice: PhantomData<&'a mut [T]>,
 }
 
+impl<T> Clone for Parts<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+/// Copies refer to the same slice; what callers of `part` promise is about all of them.
+impl<T> Copy for Parts<'_, T> {}
+
 // SAFETY: it is a mutable slice, taken apart by callers of `part`, who promise that no two parts overlap.
 unsafe impl<T: Send> Sync for Parts<'_, T> {}
 

@@ -21,6 +21,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct QueuedJob {
     pub(super) job: Job,
+    /// The first of the jobs that a slot takes together.
+    pub(super) group: JobId,
     pub(super) caller: Caller,
     pub(super) events: UnboundedSender<Event>,
     pub(super) cancel: CancellationToken,
@@ -46,8 +48,20 @@ impl QueuedJob {
         let queue_deadline = at.checked_add(terms.deadlines.queue);
         let total_deadline = at.checked_add(terms.deadlines.total);
         let spans = JobSpans::begin(&job, terms.priority);
-        let (caller, passed_over) = (Caller::default(), 0);
-        Self { job, caller, events, cancel, at, terms, spans, passed_over, queue_deadline, total_deadline }
+        let (group, caller, passed_over) = (job.id, Caller::default(), 0);
+        Self {
+            job,
+            group,
+            caller,
+            events,
+            cancel,
+            at,
+            terms,
+            spans,
+            passed_over,
+            queue_deadline,
+            total_deadline,
+        }
     }
 
     /// Its public information.
@@ -101,7 +115,8 @@ impl QueuedJob {
 
     pub(super) fn work(&self) -> Work {
         let (prompt, max_new) = (Tokens(self.job.prompt.len()), Tokens(self.job.max_new_tokens));
-        Work { prompt, max_new, generated: Tokens(0), max_time: self.terms.max_time }
+        let Terms { max_time, is_limited, .. } = self.terms;
+        Work { prompt, max_new, generated: Tokens(0), max_time, is_limited }
     }
 }
 
@@ -170,7 +185,7 @@ pub(super) struct Queue {
     limits: Limits,
     waiting: VecDeque<QueuedJob>,
     prompt_tokens: usize,
-    /// Running jobs, at most one per slot.
+    /// Running jobs, at most one group per slot.
     running: Vec<Occupant>,
     /// One per device.
     slots: Vec<SlotHistory>,
@@ -208,10 +223,18 @@ impl Queue {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn push(&mut self, accepted: QueuedJob) -> Result<(), SubmitError> {
-        self.check_room(Tokens(accepted.job.prompt.len()), accepted.terms.priority)?;
-        self.prompt_tokens += accepted.job.prompt.len();
-        self.waiting.push_back(accepted);
+        self.push_group(vec![accepted])
+    }
+
+    /// Adds jobs of one group, which a slot takes together, or none of them.
+    pub(super) fn push_group(&mut self, accepted: Vec<QueuedJob>) -> Result<(), SubmitError> {
+        let prompt_tokens = accepted.iter().map(|accepted| accepted.job.prompt.len()).sum();
+        let priority = accepted.first().map(|accepted| accepted.terms.priority).unwrap_or_default();
+        self.check_room(Tokens(prompt_tokens), priority)?;
+        self.prompt_tokens += prompt_tokens;
+        self.waiting.extend(accepted);
         Ok(())
     }
 
@@ -244,6 +267,23 @@ impl Queue {
             passed_over.passed_over += 1;
         }
         let next = self.remove_at(next.index)?;
+        self.occupy(&next, slot, now);
+        Some(next)
+    }
+
+    /// The other waiting jobs of a group whose first one a slot has taken.
+    pub(super) fn take_rest(&mut self, group: JobId, slot: usize, now: Instant) -> Vec<QueuedJob> {
+        let mut rest = Vec::new();
+        while let Some(index) = self.waiting.iter().position(|waiting| waiting.group == group)
+            && let Some(next) = self.remove_at(index)
+        {
+            self.occupy(&next, slot, now);
+            rest.push(next);
+        }
+        rest
+    }
+
+    fn occupy(&mut self, next: &QueuedJob, slot: usize, now: Instant) {
         self.running.push(Occupant {
             job: next.info(),
             slot,
@@ -251,7 +291,6 @@ impl Queue {
             remains: next.work(),
             first_token: None,
         });
-        Some(next)
     }
 
     /// Frees the slot of a job.
@@ -422,16 +461,24 @@ impl Queue {
         Some(removed)
     }
 
-    /// Jobs that free slots are about to take do not count. A prompt above the token limit is accepted if no other job waits, because
-    /// a single prompt is limited by the context length.
+    /// A group counts as one job. Those that free slots are about to take do not count. Prompts above the token limit are accepted
+    /// if no other job waits, because each is limited by the context length.
     fn has_room_for(&self, prompt: Tokens) -> bool {
         let free = self.free().len();
-        if self.waiting.len() < free {
+        let (mut groups, mut queued, mut last) = (0, 0, None);
+        for waiting in &self.waiting {
+            // The jobs of a group wait side by side.
+            if last.replace(waiting.group) != Some(waiting.group) {
+                groups += 1;
+            }
+            if groups > free {
+                queued += waiting.job.prompt.len();
+            }
+        }
+        if groups < free {
             return true;
         }
-        let about_to_run = self.waiting.iter().take(free);
-        let queued = self.prompt_tokens - about_to_run.map(|next| next.job.prompt.len()).sum::<usize>();
-        let jobs = self.waiting.len() - free;
+        let jobs = groups - free;
         let fits = queued.saturating_add(prompt.0) <= self.limits.max_prompt_tokens.0;
         jobs < self.limits.max_jobs.get() && (jobs == 0 || fits)
     }

@@ -45,6 +45,31 @@ fn every_slot_takes_a_job_before_any_has_to_wait() {
     assert_eq!(running, [2]);
 }
 
+/// The jobs of a group with these ids and prompts of one token.
+fn group_of(ids: &[u64], now: Instant) -> Vec<QueuedJob> {
+    let of = |id: &u64| QueuedJob { group: JobId(ids[0]), ..job_of(*id, 1, FOREVER, now) };
+    ids.iter().map(of).collect()
+}
+
+#[test]
+fn a_slot_takes_the_jobs_of_a_group_together_and_they_count_as_one() {
+    let (mut queue, now) = (queue(1, 100), Instant::now());
+    queue.push_group(group_of(&[1, 2, 3], now)).unwrap();
+    queue.push_group(group_of(&[4, 5, 6], now)).unwrap();
+    assert!(queue.push_group(group_of(&[7, 8], now)).is_err());
+    assert_eq!(queue.jobs(), 6);
+    let ids = |jobs: &[QueuedJob]| jobs.iter().map(|job| job.job.id.0).collect::<Vec<_>>();
+    assert_eq!(queue.take(0, now).unwrap().job.id, JobId(1));
+    assert_eq!(ids(&queue.take_rest(JobId(1), 0, now)), [2, 3]);
+    // One that was cancelled while it waited.
+    queue.remove(JobId(4)).unwrap();
+    [1, 2].into_iter().for_each(|id| queue.release(JobId(id)));
+    assert!(queue.take(0, now).is_none(), "one job of the first group still runs");
+    queue.release(JobId(3));
+    assert_eq!(queue.take(0, now).unwrap().job.id, JobId(5));
+    assert_eq!(ids(&queue.take_rest(JobId(4), 0, now)), [6]);
+}
+
 #[test]
 fn prompt_tokens_bound_the_queue_but_never_a_single_job() {
     let (mut queue, now) = (queue(9, 10), Instant::now());

@@ -42,6 +42,12 @@ struct AssistantMessage<'a> {
     /// Null where there are tool calls and no text.
     #[schema(required)]
     content: Option<&'a str>,
+    /// The model's reasoning before its answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    /// The same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<&'a str>,
     /// Always null.
     #[schema(required)]
     refusal: Option<&'static str>,
@@ -97,6 +103,12 @@ struct MessageDelta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    /// Reasoning to append.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    /// The same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_calls: Option<Vec<CallDelta<'a>>>,
 }
@@ -122,7 +134,7 @@ struct FunctionDelta<'a> {
 }
 
 impl<'a> From<&'a FinishedChoice> for AssistantMessage<'a> {
-    fn from(FinishedChoice { text, calls, .. }: &'a FinishedChoice) -> Self {
+    fn from(FinishedChoice { reasoning, text, calls, .. }: &'a FinishedChoice) -> Self {
         let call = |call: &'a Call| AnsweredCall {
             id: call.id.as_deref().unwrap_or_default(),
             kind: "function",
@@ -135,6 +147,8 @@ impl<'a> From<&'a FinishedChoice> for AssistantMessage<'a> {
         Self {
             role: "assistant",
             content: Some(text.as_str()).filter(|text| !has_calls || !text.is_empty()),
+            reasoning_content: not_empty(reasoning),
+            reasoning: not_empty(reasoning),
             refusal: None,
             tool_calls: has_calls.then(|| calls.iter().map(call).collect()),
         }
@@ -142,11 +156,14 @@ impl<'a> From<&'a FinishedChoice> for AssistantMessage<'a> {
 }
 
 impl<'a> From<&'a Delta> for MessageDelta<'a> {
-    fn from(Delta { text, calls, .. }: &'a Delta) -> Self {
+    fn from(Delta { reasoning, text, calls, .. }: &'a Delta) -> Self {
         let has_calls = !calls.is_empty();
+        let has_other = has_calls || !reasoning.is_empty();
         Self {
             role: None,
-            content: Some(text.as_str()).filter(|text| !has_calls || !text.is_empty()),
+            content: Some(text.as_str()).filter(|text| !has_other || !text.is_empty()),
+            reasoning_content: not_empty(reasoning),
+            reasoning: not_empty(reasoning),
             tool_calls: has_calls.then(|| calls.iter().map(CallDelta::from).collect()),
         }
     }
@@ -162,6 +179,10 @@ impl<'a> From<&'a Call> for CallDelta<'a> {
             function: FunctionDelta { name, arguments },
         }
     }
+}
+
+fn not_empty(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 const CHUNK: &str = "chat.completion.chunk";
@@ -189,6 +210,7 @@ impl ApiFormat for Chat {
     type Request = ChatRequest;
 
     const ROUTE: &'static str = "/v1/chat/completions";
+    const ALIASES: &'static [&'static str] = &["/chat/completions"];
     const ID_PREFIX: &'static str = "chatcmpl-";
     const OPERATION: &'static str = "chat";
 
@@ -210,7 +232,7 @@ impl ApiFormat for Chat {
     }
 
     fn opening(&mut self, choice: usize, out: &mut SseEvents) {
-        let delta = MessageDelta { role: Some("assistant"), content: Some(""), tool_calls: None };
+        let delta = MessageDelta { role: Some("assistant"), content: Some(""), ..MessageDelta::default() };
         let choice = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason: None };
         out.push(&self.chunk(choice, None));
     }

@@ -12,19 +12,21 @@ use utoipa::ToSchema;
 
 use super::logprobs::{ScoredToken, Scoring};
 use crate::{
-    executor::Ticket,
+    executor::{Caller, Deadlines, Executor, SubmitError, Terms, Ticket},
     http::middleware::RequestRecord,
-    job::{self, Event, Failure, Finish, MemoryReport, Step, TokenLogprobs},
-    text::{AnswerDelta, Call, Detokenizer, Text, ToolCallParser, ToolCallParserOptions},
+    job::{self, Event, Failure, Finish, Job, MemoryReport, Step, TokenLogprobs},
+    text::{AnswerDelta, AnswerParser, AnswerParserOptions, Call, Detokenizer, Text},
 };
 
 /// How the answer is made from the tokens of its job.
 #[derive(Clone, Debug)]
 pub(crate) struct AnswerOptions {
-    /// The answer ends before any of these strings.
-    pub(crate) stop: Vec<String>,
-    /// How tool calls are parsed; `None` without tools.
-    pub(crate) tool_calls: Option<ToolCallParserOptions>,
+    /// How the text is separated into reasoning, content and tool calls.
+    pub(crate) parser: AnswerParserOptions,
+    /// The answer has no reasoning, whatever the model writes.
+    pub(crate) hides_reasoning: bool,
+    /// Most tokens of reasoning.
+    pub(crate) budget: Option<usize>,
     /// Constrained output is decoded without removing anything.
     pub(crate) is_verbatim: bool,
     /// Whether prefill progress is reported.
@@ -36,6 +38,8 @@ pub(crate) struct AnswerOptions {
     /// Whether nothing follows the prompt.
     pub(crate) prompt_only: bool,
     pub(crate) prompt_tokens: usize,
+    /// Whether the prompt is counted with this choice: with one of those that have it.
+    pub(crate) counts_prompt: bool,
     /// When the request had been read, before its prompt was encoded.
     pub(crate) arrived: Instant,
 }
@@ -54,16 +58,24 @@ pub(crate) struct CompletionStream {
     scores: Scores,
     /// Receives the token counts when this is dropped, complete or not.
     pub(crate) record: Option<RequestRecord>,
-    /// Parses tool calls; `None` without tools.
-    reader: Option<ToolCallParser>,
+    parser: AnswerParser,
     /// All text and calls so far.
     content: AnswerDelta,
+    /// Tokens of the reasoning.
+    reasoning_tokens: usize,
+    /// How to continue after the reasoning has been ended; `None` without a budget, and once it was used.
+    resume: Option<Resume>,
+    /// The report of the job before, if the reasoning was ended.
+    before: Option<Finish>,
+    /// Tokens of the answer when the present job began.
+    completion_before: usize,
 }
 
 impl Drop for CompletionStream {
     fn drop(&mut self) {
         if let Some(record) = self.record.as_ref().filter(|_| self.completion_tokens > 0) {
-            record.add_tokens(self.options.prompt_tokens, self.completion_tokens);
+            let prompt_tokens = if self.options.counts_prompt { self.options.prompt_tokens } else { 0 };
+            record.add_tokens(prompt_tokens, self.completion_tokens);
         }
     }
 }
@@ -86,6 +98,8 @@ enum StreamState {
     PromptOnly,
     /// A stop string is complete, and the job was cancelled.
     Stopped,
+    /// The reasoning has used its budget, and the job was cancelled, to continue after the end of the reasoning.
+    EndingReasoning,
 }
 
 /// What a choice reports next.
@@ -116,7 +130,9 @@ pub(crate) struct Progress {
 /// What is added to a choice.
 #[derive(Debug)]
 pub(crate) struct Delta {
-    /// Empty where only calls are added, or at the end.
+    /// Reasoning before the text; often empty.
+    pub(crate) reasoning: String,
+    /// Empty where only calls or reasoning are added, or at the end.
     pub(crate) text: String,
     /// Tool calls that begin or continue.
     pub(crate) calls: Vec<Call>,
@@ -126,15 +142,27 @@ pub(crate) struct Delta {
 
 /// A complete choice.
 pub(crate) struct FinishedChoice {
+    /// The model's reasoning; empty if there is none.
+    pub(crate) reasoning: String,
+    /// Tokens of the reasoning.
+    pub(crate) reasoning_tokens: usize,
     /// All text outside tool calls.
     pub(crate) text: String,
     pub(crate) calls: Vec<Call>,
     /// All tokens, if log-probabilities were requested.
     pub(crate) scored: Vec<ScoredToken>,
+    /// How many of them are the prompt's.
+    pub(crate) scored_prompt: usize,
     /// The last delta: text held back because it could have become a stop string or a tool call, and unsent log-probabilities.
     pub(crate) rest: Delta,
     pub(crate) reason: FinishReason,
+    /// The stop string that ended it.
+    pub(crate) stop_string: Option<String>,
     pub(crate) usage: job::Usage,
+    /// See [`AnswerOptions::counts_prompt`].
+    pub(crate) counts_prompt: bool,
+    /// Whether it is counted but not sent, because others are better.
+    pub(crate) is_left_out: bool,
     pub(crate) queue_wait: Duration,
     pub(crate) total: Duration,
     /// Tokens that the slot generated; a few more than in `usage` if a stop string ended the answer.
@@ -149,7 +177,16 @@ impl FinishedChoice {
         const SCORE: usize = 128;
         let calls: usize = self.calls.iter().map(|call| call.arguments.len()).sum();
         let scores: usize = self.scored.iter().map(ScoredToken::alternatives).sum();
-        self.text.len() + calls + (self.scored.len() + scores) * SCORE
+        self.reasoning.len() + self.text.len() + calls + (self.scored.len() + scores) * SCORE
+    }
+
+    /// Mean log-probability of the answer's tokens; negative infinity without any.
+    #[expect(clippy::cast_precision_loss, reason = "token counts")]
+    pub(crate) fn mean_logprob(&self) -> f64 {
+        // An echoed prompt has scores too.
+        let answer = self.scored.len().saturating_sub(self.scored_prompt);
+        let scores = self.scored.iter().skip(self.scored_prompt).filter_map(ScoredToken::logprob);
+        if answer == 0 { f64::NEG_INFINITY } else { scores.sum::<f64>() / answer as f64 }
     }
 
     /// Whether text or the last call was cut off. With calls, `stop` means that a stop string or end token cut the last call:
@@ -182,15 +219,19 @@ impl FinishReason {
 }
 
 impl CompletionStream {
-    pub(crate) fn new(ticket: Ticket, text: Arc<Text>, mut options: AnswerOptions) -> Self {
-        let mut decoder = text.detokenizer(std::mem::take(&mut options.stop));
+    /// `resume` is for answers whose reasoning has a budget.
+    pub(crate) fn new(
+        ticket: Ticket,
+        text: Arc<Text>,
+        mut options: AnswerOptions,
+        resume: Option<Resume>,
+    ) -> Self {
+        let mut decoder = text.detokenizer(Vec::new());
         if options.is_verbatim {
             decoder = decoder.verbatim();
         }
-        let tool_calls = options.tool_calls.take();
-        if let Some(tool_calls) = &tool_calls {
-            decoder = decoder.with_special(tool_calls.format.marker());
-        }
+        let parser = std::mem::take(&mut options.parser);
+        decoder = parser.special_texts().fold(decoder, Detokenizer::with_special);
         let mut scoring = Scoring::default();
         let all = options.first_scored.map(|token| scoring.unscored(&text, token)).into_iter().collect();
         Self {
@@ -203,10 +244,19 @@ impl CompletionStream {
             is_loading: false,
             scores: Scores { text, scoring, next: None, all, sent: 0 },
             record: None,
-            reader: tool_calls.map(ToolCallParser::new),
+            parser: AnswerParser::new(parser),
             content: AnswerDelta::default(),
+            reasoning_tokens: 0,
+            resume,
+            before: None,
+            completion_before: 0,
             options,
         }
+    }
+
+    /// Tokens of the prompt.
+    pub(crate) const fn prompt_tokens(&self) -> usize {
+        self.options.prompt_tokens
     }
 
     /// Whether the last update was that the model is being loaded.
@@ -251,6 +301,9 @@ impl CompletionStream {
             Event::Loaded => self.is_loading = false,
             Event::Step(Step::Progress { .. }) => self.is_loading = false,
             Event::Step(Step::Token(token)) => return Ok(self.take_token(token)),
+            Event::Done(finish) if self.state == StreamState::EndingReasoning => {
+                return self.continue_after(finish);
+            }
             Event::Done(finish) => return self.take_finish(finish).map(Some),
             // The answer was complete; how its job ended no longer matters.
             Event::Failed(_) if self.state == StreamState::Stopped => return Ok(Some(self.stopped())),
@@ -268,19 +321,62 @@ impl CompletionStream {
         if let Some(score) = self.scores.next.take() {
             self.scores.take(&score);
         }
-        let chunk = self.decoder.push(token);
-        let content = self.read(chunk.text);
-        if chunk.stopped || self.reader.as_ref().is_some_and(ToolCallParser::is_over) {
+        let content = self.read(token);
+        if self.parser.is_over() {
             self.state = StreamState::Stopped;
             self.ticket.cancel();
+        } else if self.exceeds_budget() {
+            self.state = StreamState::EndingReasoning;
+            self.ticket.cancel();
         }
-        (!content.is_empty()).then(|| Update::Delta(self.delta(content)))
+        (!content.is_empty())
+            .then(|| self.delta(content))
+            .filter(|delta| !delta.is_empty())
+            .map(Update::Delta)
+    }
+
+    /// Whether the reasoning must end.
+    fn exceeds_budget(&self) -> bool {
+        let is_used_up = self.options.budget.is_some_and(|max| self.reasoning_tokens >= max);
+        is_used_up && self.resume.is_some() && self.parser.is_reasoning()
+    }
+
+    /// The text that a token adds.
+    fn read(&mut self, token: u32) -> AnswerDelta {
+        if let Some(resume) = &mut self.resume {
+            resume.answer.push(token);
+        }
+        let text = self.decoder.push(token).text;
+        let content = self.parser.push(&text);
+        self.reasoning_tokens += usize::from(self.parser.is_reasoning());
+        content
+    }
+
+    /// Ends the reasoning with the text that the model was trained on, and submits a job that continues after it.
+    fn continue_after(&mut self, finish: Finish) -> Result<Option<Update>, Failure> {
+        let Some(resume) = self.resume.take() else { return self.take_finish(finish).map(Some) };
+        self.state = StreamState::Generating;
+        let end = self.parser.end_of_reasoning().unwrap_or_default();
+        let forced = self.scores.text.encode_bare(end).unwrap_or_default();
+        let left = resume.job.max_new_tokens.saturating_sub(self.completion_tokens + forced.len());
+        if forced.is_empty() || left == 0 {
+            return self.take_finish(Finish { reason: job::EndReason::Length, ..finish }).map(Some);
+        }
+        let mut added = AnswerDelta::default();
+        for token in &forced {
+            added.append(&self.read(*token));
+        }
+        self.completion_tokens += forced.len();
+        self.ticket = resume.submit(&forced, left, self.options.arrived)?;
+        self.before = Some(finish);
+        self.completion_before = self.completion_tokens;
+        Ok(Some(Update::Delta(self.delta(added))))
     }
 
     fn take_finish(&mut self, finish: Finish) -> Result<Update, Failure> {
         if self.state == StreamState::Generating {
             // Includes the end token, which had no event.
-            self.completion_tokens = finish.usage.completion_tokens;
+            self.completion_tokens = self.completion_before + finish.usage.completion_tokens;
         }
         let reason = match finish.reason {
             _ if self.state == StreamState::Stopped => FinishReason::Stop,
@@ -307,60 +403,121 @@ impl CompletionStream {
     /// `finish` is the report of the job, which has generated a few more tokens if a stop string ended the answer.
     fn end(&mut self, reason: FinishReason, finish: &Finish) -> FinishedChoice {
         let rest = match self.state {
-            StreamState::Generating => self.decoder.finish(),
+            StreamState::Generating | StreamState::EndingReasoning => self.decoder.finish(),
             StreamState::PromptOnly | StreamState::Stopped => String::new(),
         };
-        let mut rest = self.read(rest);
-        if let Some(reader) = &mut self.reader {
-            rest.append(&reader.finish());
-        }
+        let mut rest = self.parser.push(&rest);
+        rest.append(&self.parser.finish());
         let rest = self.delta(rest);
-        let AnswerDelta { content, calls } = std::mem::take(&mut self.content);
-        // A call that a stop string truncated must not be executed.
-        let is_truncated = self.reader.as_ref().is_some_and(ToolCallParser::is_truncated);
+        let AnswerDelta { reasoning, content, calls } = std::mem::take(&mut self.content);
+        // A call that is not complete must not be executed.
+        let is_truncated = self.parser.is_truncated();
         let calls_tools = reason == FinishReason::Stop && !calls.is_empty() && !is_truncated;
         let reason = if calls_tools { FinishReason::ToolCalls } else { reason };
         self.record.iter().for_each(|record| record.completed(reason.as_str()));
+        let report = Report::of(self.before.as_ref(), finish);
         FinishedChoice {
+            reasoning,
+            reasoning_tokens: self.reasoning_tokens,
+            stop_string: self.parser.stop_string().map(str::to_owned),
             text: content,
             reason,
             calls,
             scored: std::mem::take(&mut self.scores.all),
+            scored_prompt: if self.options.first_scored.is_some() { self.options.prompt_tokens } else { 0 },
             rest,
             usage: job::Usage {
                 prompt_tokens: self.options.prompt_tokens,
                 completion_tokens: self.completion_tokens,
-                cached_tokens: finish.usage.cached_tokens,
+                cached_tokens: report.cached_tokens,
             },
+            counts_prompt: self.options.counts_prompt,
+            is_left_out: false,
             queue_wait: self.queue_wait,
             total: self.options.arrived.elapsed(),
-            generated: finish.usage.completion_tokens,
-            timings: finish.timings,
+            generated: report.generated,
+            timings: report.timings,
             memory: finish.memory,
         }
     }
 
-    /// Separates tool calls from text.
-    fn read(&mut self, fresh: String) -> AnswerDelta {
-        match &mut self.reader {
-            Some(reader) if !fresh.is_empty() => reader.push(&fresh),
-            _ => AnswerDelta { content: fresh, calls: Vec::new() },
-        }
-    }
-
     fn delta(&mut self, mut fresh: AnswerDelta) -> Delta {
+        if self.options.hides_reasoning {
+            fresh.reasoning.clear();
+        }
         if let Some(prompt) = self.options.echo.take() {
             fresh.content.insert_str(0, &prompt);
         }
         self.content.append(&fresh);
-        Delta { text: fresh.content, calls: fresh.calls, scored: self.scores.unsent() }
+        Delta {
+            reasoning: fresh.reasoning,
+            text: fresh.content,
+            calls: fresh.calls,
+            scored: self.scores.unsent(),
+        }
+    }
+}
+
+/// What is needed to continue an answer as another job.
+pub(crate) struct Resume {
+    executor: Executor,
+    caller: Caller,
+    job: Job,
+    terms: Terms,
+    /// The tokens so far.
+    answer: Vec<u32>,
+}
+
+impl Resume {
+    /// For an answer of `job`.
+    pub(crate) fn new(executor: &Executor, caller: &Caller, job: Job, terms: Terms) -> Self {
+        let (executor, caller) = (executor.clone(), caller.clone());
+        Self { executor, caller, job, terms, answer: Vec::new() }
+    }
+
+    /// Submits a job for at most `max_new` tokens after the answer so far, which ends with `forced`. The prompt is in the prefix
+    /// cache, so only the end of the answer is computed again.
+    fn submit(self, forced: &[u32], max_new: usize, arrived: Instant) -> Result<Ticket, Failure> {
+        let Self { executor, caller, job, terms, answer } = self;
+        debug_assert!(answer.ends_with(forced), "the forced tokens are a part of the answer");
+        let id = executor.new_id();
+        let prompt = [job.prompt.as_slice(), &answer].concat();
+        let total = terms.deadlines.total.saturating_sub(arrived.elapsed());
+        // It waited once.
+        let deadlines = Deadlines { queue: total, total };
+        let job = Job { id, prompt, max_new_tokens: max_new, ..job };
+        executor.submit_for(caller, job, Terms { deadlines, ..terms }).map_err(|error| match error {
+            SubmitError::Stopped => Failure::ShuttingDown,
+            SubmitError::Busy { .. } => Failure::QueueTimeout { waited: arrived.elapsed() },
+        })
+    }
+}
+
+/// The reports of the jobs of one answer together.
+struct Report {
+    timings: job::Timings,
+    generated: usize,
+    cached_tokens: usize,
+}
+
+impl Report {
+    fn of(before: Option<&Finish>, last: &Finish) -> Self {
+        let (mut timings, mut generated) = (last.timings, last.usage.completion_tokens);
+        let cached_tokens = before.unwrap_or(last).usage.cached_tokens;
+        if let Some(before) = before {
+            generated += before.usage.completion_tokens;
+            timings.prefill += before.timings.prefill;
+            timings.decode += before.timings.decode;
+            timings.resumed += before.timings.resumed;
+        }
+        Self { timings, generated, cached_tokens }
     }
 }
 
 impl Delta {
     /// Whether nothing is added.
     pub(crate) const fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.calls.is_empty() && self.scored.is_empty()
+        self.reasoning.is_empty() && self.text.is_empty() && self.calls.is_empty() && self.scored.is_empty()
     }
 }
 

@@ -59,6 +59,7 @@ impl ApiFormat for Completions {
     type Request = CompletionRequest;
 
     const ROUTE: &'static str = "/v1/completions";
+    const ALIASES: &'static [&'static str] = &["/completions"];
     const ID_PREFIX: &'static str = "cmpl-";
 
     fn new(meta: ResponseMeta) -> Self {
@@ -66,7 +67,8 @@ impl ApiFormat for Completions {
     }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
-        let written = choices.iter().enumerate().map(|one| self.choice(one)).collect();
+        let sent = choices.iter().filter(|choice| !choice.is_left_out);
+        let written = sent.enumerate().map(|one| self.choice(one)).collect();
         to_json(&self.document(written, CompletionTail::of(choices)))
     }
 

@@ -29,6 +29,9 @@ pub(crate) trait ApiFormat: Send + 'static {
     /// The path of the route.
     const ROUTE: &'static str;
 
+    /// Other paths of the route.
+    const ALIASES: &'static [&'static str] = &[];
+
     /// Prefix of its answers' ids.
     const ID_PREFIX: &'static str;
 
@@ -36,6 +39,13 @@ pub(crate) trait ApiFormat: Send + 'static {
     fn id(_: JobId) -> String {
         response_id::new(Self::ID_PREFIX)
     }
+
+    /// The content type of streams.
+    const STREAM_TYPE: &'static str = "text/event-stream; charset=utf-8";
+
+    /// Sent on a stream that has nothing to send, and while the model is loaded, which may take minutes. A write to a closed
+    /// connection fails, and proxies keep an open one. Empty for formats whose clients read nothing else than answers.
+    const HEARTBEATS: [&'static str; 2] = [": waiting\n\n", ": loading the model\n\n"];
 
     /// `gen_ai.operation.name` in traces.
     const OPERATION: &'static str = "text_completion";
@@ -45,6 +55,11 @@ pub(crate) trait ApiFormat: Send + 'static {
 
     /// The complete answer as JSON, with all choices in order.
     fn whole(&self, choices: &[FinishedChoice]) -> String;
+
+    /// The answer to a request that only loads the model.
+    fn loaded(&self) -> String {
+        self.whole(&[])
+    }
 
     /// Writes the prefill progress, which is sent on request only.
     fn progress(&mut self, progress: Progress, out: &mut SseEvents);
@@ -83,6 +98,8 @@ pub(crate) struct ResponseMeta {
     pub(crate) logprobs: bool,
     /// Whether a stream ends with OpenAI's usage chunk.
     pub(crate) include_usage: bool,
+    /// Tokens of the prompt.
+    pub(crate) prompt_tokens: usize,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
 }

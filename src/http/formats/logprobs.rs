@@ -39,6 +39,11 @@ impl TokenLogprob {
 }
 
 impl ScoredToken {
+    /// Its log-probability; `None` for the first token of a prompt.
+    pub(crate) const fn logprob(&self) -> Option<f64> {
+        self.token.logprob
+    }
+
     /// Number of alternatives that are reported with it.
     pub(crate) const fn alternatives(&self) -> usize {
         self.top_logprobs.len()

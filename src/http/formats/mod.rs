@@ -1,22 +1,26 @@
 //! The shapes of requests and answers on the generating routes.
 
+mod anthropic;
 mod chat;
 mod completion_stream;
 mod completions;
 mod format;
 mod generate_lite;
 mod logprobs;
+mod ollama;
 mod response_id;
 mod responses;
 mod sse;
 mod usage;
 
 pub(super) use self::{
+    anthropic::{AnthropicMessage, CountedTokens, MessageEvent, Messages},
     chat::{Chat, ChatCompletion, ChatCompletionChunk},
-    completion_stream::{AnswerOptions, CompletionStream, FinishedChoice, Update},
+    completion_stream::{AnswerOptions, CompletionStream, FinishedChoice, Resume, Update},
     completions::{Completion, Completions},
     format::{ApiFormat, ResponseMeta, to_json},
     generate_lite::{GenerateLite, Generated, GeneratedDelta},
+    ollama::{OllamaChat, OllamaChatAnswer, OllamaGenerate, OllamaGenerated},
     responses::{Response, ResponseEvent, Responses},
     sse::SseEvents,
     usage::{RequestMemory, milliseconds, rate},

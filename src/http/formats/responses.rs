@@ -73,12 +73,40 @@ struct IncompleteDetails {
     reason: &'static str,
 }
 
-/// A message or a function call.
+/// Reasoning, a message or a function call.
 #[derive(Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum OutputItem {
-    Message { id: String, status: Status, role: &'static str, content: Vec<OutputText> },
-    FunctionCall { id: String, status: Status, call_id: String, name: String, arguments: String },
+    Reasoning {
+        id: String,
+        status: Status,
+        /// Always empty: the reasoning itself is the content.
+        #[schema(value_type = Vec<Object>)]
+        summary: [(); 0],
+        content: Vec<ReasoningText>,
+    },
+    Message {
+        id: String,
+        status: Status,
+        role: &'static str,
+        content: Vec<OutputText>,
+    },
+    FunctionCall {
+        id: String,
+        status: Status,
+        call_id: String,
+        name: String,
+        arguments: String,
+    },
+}
+
+/// Text of reasoning.
+#[derive(Serialize, ToSchema)]
+struct ReasoningText {
+    /// Always `reasoning_text`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    text: String,
 }
 
 /// Text of a message.
@@ -156,6 +184,16 @@ enum EventData<'a> {
         #[schema(value_type = Vec<Object>)]
         logprobs: [(); 0],
     },
+    ReasoningDelta {
+        #[serde(flatten)]
+        position: ContentPosition<'a>,
+        delta: &'a str,
+    },
+    Reasoning {
+        #[serde(flatten)]
+        position: ContentPosition<'a>,
+        text: &'a str,
+    },
     ArgumentsDelta {
         item_id: &'a str,
         output_index: usize,
@@ -197,6 +235,12 @@ pub(crate) struct Responses {
 }
 
 impl OutputItem {
+    /// Reasoning without content.
+    fn reasoning() -> Self {
+        let (id, status) = (response_id::new("rs_"), Status::InProgress);
+        Self::Reasoning { id, status, summary: [], content: Vec::new() }
+    }
+
     /// A message without content.
     fn message() -> Self {
         let (id, status) = (response_id::new("msg_"), Status::InProgress);
@@ -215,7 +259,7 @@ impl OutputItem {
     }
 
     const fn id(&self) -> &str {
-        let (Self::Message { id, .. } | Self::FunctionCall { id, .. }) = self;
+        let (Self::Reasoning { id, .. } | Self::Message { id, .. } | Self::FunctionCall { id, .. }) = self;
         id.as_str()
     }
 
@@ -224,13 +268,19 @@ impl OutputItem {
     }
 
     const fn set_status(&mut self, to: Status) {
-        let (Self::Message { status, .. } | Self::FunctionCall { status, .. }) = self;
+        let (Self::Reasoning { status, .. }
+        | Self::Message { status, .. }
+        | Self::FunctionCall { status, .. }) = self;
         *status = to;
     }
 
-    /// Appends text to a message, or arguments to a call.
+    /// Appends text to reasoning or to a message, or arguments to a call.
     fn append(&mut self, fresh: &str) {
         match self {
+            Self::Reasoning { content, .. } => match content.first_mut() {
+                Some(part) => part.text.push_str(fresh),
+                None => content.push(ReasoningText { kind: "reasoning_text", text: fresh.to_owned() }),
+            },
             Self::Message { content, .. } => match content.first_mut() {
                 Some(part) => part.text.push_str(fresh),
                 None => content.push(fresh.into()),
@@ -250,6 +300,7 @@ impl ApiFormat for Responses {
     type Request = ResponseCall;
 
     const ROUTE: &'static str = "/v1/responses";
+    const ALIASES: &'static [&'static str] = &["/responses"];
     const ID_PREFIX: &'static str = "resp_";
     const OPERATION: &'static str = "chat";
 
@@ -267,7 +318,9 @@ impl ApiFormat for Responses {
         let has_message = !finished.text.is_empty() || finished.calls.is_empty();
         let message = has_message.then(|| done(OutputItem::message(), &finished.text));
         let calls = finished.calls.iter().map(|call| done(OutputItem::call(call), &call.arguments));
-        let mut items: Vec<_> = message.into_iter().chain(calls).collect();
+        let reasoning = Some(finished.reasoning.as_str()).filter(|text| !text.is_empty());
+        let reasoning = reasoning.map(|text| done(OutputItem::reasoning(), text));
+        let mut items: Vec<_> = reasoning.into_iter().chain(message).chain(calls).collect();
         if let Some(last) = items.last_mut() {
             last.set_status(last_status(finished));
         }
@@ -287,6 +340,9 @@ impl ApiFormat for Responses {
     }
 
     fn delta(&mut self, _: usize, delta: &Delta, out: &mut SseEvents) {
+        if !delta.reasoning.is_empty() {
+            self.push_reasoning(&delta.reasoning, out);
+        }
         if !delta.text.is_empty() {
             self.push_text(&delta.text, out);
         }
@@ -317,6 +373,16 @@ impl ApiFormat for Responses {
 }
 
 impl Responses {
+    fn push_reasoning(&mut self, text: &str, out: &mut SseEvents) {
+        if !self.is_open || !matches!(self.items.last(), Some(OutputItem::Reasoning { .. })) {
+            self.open(OutputItem::reasoning(), out);
+        }
+        let Some((index, item)) = last(&mut self.items) else { return };
+        item.append(text);
+        let data = EventData::ReasoningDelta { position: item.position(index), delta: text };
+        push(out, &mut self.sent_events, "response.reasoning_text.delta", data);
+    }
+
     fn push_text(&mut self, text: &str, out: &mut SseEvents) {
         if !self.is_open || !matches!(self.items.last(), Some(OutputItem::Message { .. })) {
             self.open(OutputItem::message(), out);
@@ -361,6 +427,13 @@ impl Responses {
         let item = &*item;
         let mut push = |kind, data| push(out, &mut self.sent_events, kind, data);
         match item {
+            OutputItem::Reasoning { content, .. } => {
+                for part in content {
+                    let done =
+                        EventData::Reasoning { position: item.position(output_index), text: &part.text };
+                    push("response.reasoning_text.done", done);
+                }
+            }
             OutputItem::Message { content, .. } => {
                 for part in content {
                     let position = || item.position(output_index);
@@ -426,12 +499,12 @@ fn complete<'a>(meta: &'a ResponseMeta, items: &'a [OutputItem], finished: &Fini
 }
 
 impl From<&FinishedChoice> for ResponseUsage {
-    fn from(FinishedChoice { usage, .. }: &FinishedChoice) -> Self {
+    fn from(FinishedChoice { usage, reasoning_tokens, .. }: &FinishedChoice) -> Self {
         Self {
             input_tokens: usage.prompt_tokens,
             input_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
             output_tokens: usage.completion_tokens,
-            output_tokens_details: OutputTokensDetails { reasoning_tokens: 0 },
+            output_tokens_details: OutputTokensDetails { reasoning_tokens: *reasoning_tokens },
             total_tokens: usage.prompt_tokens + usage.completion_tokens,
         }
     }

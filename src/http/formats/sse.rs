@@ -24,6 +24,24 @@ impl SseEvents {
         self.push(event);
     }
 
+    /// Appends an event whose JSON is written already.
+    pub(crate) fn push_raw(&mut self, kind: &str, json: &str) {
+        self.0.extend_from_slice(format!("event: {kind}\ndata: {json}\n\n").as_bytes());
+    }
+
+    /// Appends a line of JSON, without the frame of an event.
+    pub(crate) fn push_line(&mut self, line: &impl Serialize) {
+        // As in `push`.
+        let _ = serde_json::to_writer(&mut self.0, line);
+        self.0.push(b'\n');
+    }
+
+    /// Appends a line whose JSON is written already.
+    pub(crate) fn push_raw_line(&mut self, json: &str) {
+        self.0.extend_from_slice(json.as_bytes());
+        self.0.push(b'\n');
+    }
+
     /// Appends `data: [DONE]`, which ends OpenAI's completion streams.
     pub(crate) fn push_done(&mut self) {
         self.0.extend_from_slice(b"data: [DONE]\n\n");

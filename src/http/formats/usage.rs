@@ -14,11 +14,19 @@ use crate::{
 /// Prompt tokens and generated tokens.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Usage {
-    /// Counted once, however many choices were generated.
+    /// Counted once for each prompt, however many choices were generated.
     prompt_tokens: usize,
     prompt_tokens_details: PromptTokensDetails,
     completion_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionTokensDetails>,
     total_tokens: usize,
+}
+
+/// Details of the generated tokens, if the model has reasoned.
+#[derive(Serialize, ToSchema)]
+struct CompletionTokensDetails {
+    reasoning_tokens: usize,
 }
 
 /// Details of the prompt tokens.
@@ -31,19 +39,23 @@ pub(crate) struct PromptTokensDetails {
 impl Usage {
     /// The usage of one request with these choices.
     pub(crate) fn of(choices: &[FinishedChoice]) -> Self {
-        let prompt_tokens = choices.first().map_or(0, |choice| choice.usage.prompt_tokens);
-        let cached_tokens = choices.first().map_or(0, |choice| choice.usage.cached_tokens);
+        let counted = choices.iter().filter(|choice| choice.counts_prompt);
+        let prompt_tokens = counted.clone().map(|choice| choice.usage.prompt_tokens).sum();
+        let cached_tokens = counted.map(|choice| choice.usage.cached_tokens).sum();
         let completion_tokens = choices.iter().map(|choice| choice.usage.completion_tokens).sum();
+        let reasoning_tokens = choices.iter().map(|choice| choice.reasoning_tokens).sum();
         Self {
             prompt_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
             completion_tokens,
+            completion_tokens_details: (reasoning_tokens > 0)
+                .then_some(CompletionTokensDetails { reasoning_tokens }),
             total_tokens: prompt_tokens + completion_tokens,
         }
     }
 }
 
-/// Where the time went, summed over all choices: they are generated one after another.
+/// Where the time went, summed over all choices. Choices that are computed together share the time.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Timings {
     queue_ms: f64,
@@ -84,7 +96,7 @@ impl Timings {
             prefill_ms: milliseconds(prefill),
             decode_ms: milliseconds(decode),
             total_ms: milliseconds(choices.iter().map(|choice| choice.total).max().unwrap_or_default()),
-            resumed: choices.iter().map(|choice| choice.timings.resumed).sum(),
+            resumed: choices.iter().map(|choice| choice.timings.resumed).max().unwrap_or_default(),
             cached_tokens,
             draft_n: tokens(|choice| choice.timings.drafted.tokens),
             draft_n_accepted: tokens(|choice| choice.timings.drafted.accepted),

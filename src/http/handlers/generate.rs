@@ -1,7 +1,6 @@
 //! The handler of all generating routes, for complete and for streamed answers.
 
 use std::{
-    collections::VecDeque,
     convert::Infallible,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -11,7 +10,7 @@ use actix_web::{
     http::header::{CACHE_CONTROL, CONTENT_TYPE, ContentType},
     web::Bytes,
 };
-use futures_util::{Stream, stream};
+use futures_util::{Stream, future::select_all, stream};
 use tokio::time::timeout;
 
 use super::{
@@ -19,43 +18,47 @@ use super::{
     submit::{Origin, submit},
 };
 use crate::{
-    executor::Deadlines,
     http::{
         error::ApiError,
-        formats::{ApiFormat, CompletionStream, FinishedChoice, ResponseMeta, SseEvents, Update},
+        formats::{
+            ApiFormat, CompletionStream, CountedTokens, FinishedChoice, ResponseMeta, SseEvents, Update,
+        },
         middleware::RequestRecord,
         offload::Cost,
-        request::{ApiRequest, Delivery, GenerateParams, GenerateRequest, RequestContext, Taken},
+        request::{
+            ApiRequest, BestOf, Delivery, EncodeOptions, GenerateParams, GenerateRequest, RequestContext,
+            ServedModel, Taken,
+        },
         state::AppState,
     },
+    job::{Command, Failure},
     text::Text,
 };
-
-/// A comment by the standard of server-sent events. Clients skip it, proxies keep the connection open, and a write to a
-/// closed connection fails.
-const HEARTBEAT: &[u8] = b": waiting\n\n";
-
-/// The heartbeat while the model is loaded, which may take minutes.
-const LOADING: &[u8] = b": loading the model\n\n";
 
 /// Answers one request in the format `F`.
 pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
     let (state, request) = (from.state.clone(), from.http.clone());
-    let (deadlines, log_as) = (state.deadlines(), state.settings.log_prompts.then(|| request_id(&request)));
-    let take = move |request: F::Request, text: &Text| resolve(request, text, deadlines, log_as);
+    let log_as = state.settings.log_prompts.then(|| request_id(&request));
+    let server = state.clone();
+    let take = move |request: F::Request, text: &Text| resolve(request, text, &server, log_as);
     let Taken { text, value: mut params, share, ignored } = from.take(take).await?;
     let job = state.executor.new_id();
-    let delivery = params.delivery;
-    let format = F::new(ResponseMeta {
+    let (delivery, choices, best_of) = (params.delivery, params.choices, params.best_of);
+    let mut meta = ResponseMeta {
         id: F::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         model: text.card().id.clone(),
         seed: params.sampling.seed,
         fingerprint: text.card().fingerprint.clone(),
-        logprobs: params.scores.is_some(),
+        logprobs: params.scores.is_some() && best_of.is_none_or(|best_of| !best_of.hides_scores),
         include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
+        prompt_tokens: 0,
         echoed: std::mem::take(&mut params.echoed),
-    });
+    };
+    if params.loads_only {
+        let load = Command::Load { model: text.card().id.as_str().into(), keep_alive: params.keep_alive };
+        return Ok(ignored.name_in(loaded(&state, load, &F::new(meta)).await?));
+    }
     let record = RequestRecord::of(&request);
     record.iter().for_each(|record| trace_request(record, &params, F::OPERATION, &text.card().id));
     let trace = record.as_ref().and_then(RequestRecord::trace);
@@ -63,26 +66,60 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
         submit(&state, &text, params, Origin { id: job, caller: slot::caller(&request), trace }).await?;
     // The body has become tokens, whose number the queue bounds.
     drop(share);
+    meta.prompt_tokens = streams.first().map_or(0, CompletionStream::prompt_tokens);
+    let format = F::new(meta);
     streams.iter_mut().for_each(|stream| stream.record.clone_from(&record));
     let response = match delivery {
-        Delivery::Whole => whole(&state, streams, format).await?,
+        Delivery::Whole => {
+            let mut finished = finished(streams).await?;
+            if let Some(BestOf { sent, .. }) = best_of {
+                finished.chunks_mut(choices).for_each(|choices| leave_out(choices, sent));
+            }
+            whole(&state, finished, format).await?
+        }
         Delivery::Streamed { .. } => {
             let record = RequestRecord::take(&request);
-            let events = EventStream { streams, format, record, finished: Vec::new(), is_opened: false };
+            let events = EventStream::new(streams, format, record);
             streamed(events, state.settings.heartbeat)
         }
     };
     Ok(ignored.name_in(response))
 }
 
+/// Loads the model of a request without a prompt, as Ollama does.
+async fn loaded<F: ApiFormat>(state: &AppState, load: Command, format: &F) -> Result<HttpResponse, ApiError> {
+    if let Some(commands) = &state.commands {
+        for outcome in commands(load).await {
+            outcome.outcome?;
+        }
+    }
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(format.loaded()))
+}
+
+/// `POST /v1/messages/count_tokens` and `/v1/responses/input_tokens`.
+pub(crate) async fn count_tokens<R: GenerateRequest>(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
+    let server = from.state.clone();
+    let take = move |request: R, text: &Text| resolve(request, text, &server, None);
+    let Taken { text, value: params, ignored, .. } = from.take(take).await?;
+    let model = ServedModel { state: &from.state, text: &text };
+    let input_tokens = model.encode(params.prompt, EncodeOptions::default()).await?.ids.len();
+    Ok(ignored.name_in(HttpResponse::Ok().json(CountedTokens { input_tokens })))
+}
+
 /// Checks a request, and logs the prompt if `log_as` has the request's id.
 fn resolve<R: GenerateRequest>(
     request: R,
     text: &Text,
-    deadlines: Deadlines,
+    state: &AppState,
     log_as: Option<String>,
 ) -> Result<GenerateParams, ApiError> {
-    let context = RequestContext { vocabulary: text.card().vocabulary, deadlines, tools: text.into() };
+    let context = RequestContext {
+        vocabulary: text.card().vocabulary,
+        deadlines: state.deadlines(),
+        tools: text.into(),
+        sampling: state.sampling_defaults(text),
+        has_chat_template: text.card().has_chat_template,
+    };
     let params = request.resolve(&context)?;
     if let Some(request_id) = log_as {
         tracing::info!(request_id, prompt = ?params.prompt, "prompt");
@@ -109,40 +146,56 @@ fn trace_request(record: &RequestRecord, params: &GenerateParams, operation: &'s
     });
 }
 
+/// The choices of all streams, which are generated meanwhile.
+async fn finished(streams: Vec<CompletionStream>) -> Result<Vec<FinishedChoice>, Failure> {
+    let mut choices = Vec::with_capacity(streams.len());
+    for mut stream in streams {
+        choices.push(loop {
+            if let Update::Finished(choice) = stream.next().await? {
+                break *choice;
+            }
+        });
+    }
+    Ok(choices)
+}
+
+/// Sorts the choices of a prompt by their mean log-probability, and leaves out all but the best `sent`.
+fn leave_out(choices: &mut [FinishedChoice], sent: usize) {
+    choices.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+    choices.iter_mut().skip(sent).for_each(|choice| choice.is_left_out = true);
+}
+
 async fn whole<F: ApiFormat>(
     state: &AppState,
-    mut streams: VecDeque<CompletionStream>,
+    choices: Vec<FinishedChoice>,
     format: F,
 ) -> Result<HttpResponse, ApiError> {
-    let mut choices = Vec::with_capacity(streams.len());
-    while let Some(stream) = streams.front_mut() {
-        if let Update::Finished(choice) = stream.next().await? {
-            choices.push(*choice);
-            streams.pop_front();
-        }
-    }
     let bytes = choices.iter().map(FinishedChoice::json_bytes).sum();
     let json =
         state.offload.run(Cost::of_json(bytes), move || Ok::<_, ApiError>(format.whole(&choices))).await?;
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(json))
 }
 
-/// An answer that is streamed, event by event.
+/// An answer that is streamed, event by event. Its choices are generated together, and their events follow as they come.
 struct EventStream<F> {
-    /// The choices that are not complete; the first is being streamed.
-    streams: VecDeque<CompletionStream>,
+    choices: Vec<StreamedChoice>,
     format: F,
     record: Option<RequestRecord>,
-    finished: Vec<FinishedChoice>,
-    /// Whether the opening of the current choice was sent.
+}
+
+/// A choice of a stream.
+struct StreamedChoice {
+    /// `None` after the end of the choice.
+    stream: Option<CompletionStream>,
     is_opened: bool,
+    finished: Option<FinishedChoice>,
 }
 
 /// The status is sent at once, so that heartbeats can follow while the job is queued. A later failure is sent as an event,
 /// and the stream then ends without `[DONE]`.
 fn streamed<F: ApiFormat>(events: EventStream<F>, heartbeat: Duration) -> HttpResponse {
     HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, "text/event-stream; charset=utf-8"))
+        .insert_header((CONTENT_TYPE, F::STREAM_TYPE))
         .insert_header((CACHE_CONTROL, "no-cache"))
         // nginx would buffer the events up to a few kilobytes.
         .insert_header(("x-accel-buffering", "no"))
@@ -153,54 +206,91 @@ fn event_bytes<F: ApiFormat>(
     events: EventStream<F>,
     heartbeat: Duration,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    stream::unfold(events, move |mut events| async move {
-        let stream = events.streams.front_mut()?;
-        let bytes = match timeout(heartbeat, stream.next()).await {
-            Err(_) if stream.is_loading() => Bytes::from_static(LOADING),
-            Err(_) => Bytes::from_static(HEARTBEAT),
-            Ok(Ok(Update::Loading)) => Bytes::from_static(LOADING),
-            Ok(Ok(update)) => events.write(update).into(),
-            Ok(Err(failure)) => events.fail(&failure.into()).into(),
-        };
-        Some((Ok(bytes), events))
+    let [waiting, loading] = F::HEARTBEATS.map(str::as_bytes).map(Bytes::from_static);
+    stream::unfold(events, move |mut events| {
+        let (waiting, loading) = (waiting.clone(), loading.clone());
+        async move {
+            while !events.is_over() {
+                let bytes: Bytes = match timeout(heartbeat, events.next()).await {
+                    Err(_) if events.is_loading() => loading.clone(),
+                    Err(_) => waiting.clone(),
+                    Ok((_, Ok(Update::Loading))) => loading.clone(),
+                    Ok((choice, Ok(update))) => events.write(choice, update).into(),
+                    Ok((_, Err(failure))) => events.fail(&failure.into()).into(),
+                };
+                // An empty chunk would end the body.
+                if !bytes.is_empty() {
+                    return Some((Ok(bytes), events));
+                }
+            }
+            None
+        }
     })
 }
 
 impl<F: ApiFormat> EventStream<F> {
-    fn write(&mut self, update: Update) -> SseEvents {
+    fn new(streams: Vec<CompletionStream>, format: F, record: Option<RequestRecord>) -> Self {
+        let choice = |stream| StreamedChoice { stream: Some(stream), is_opened: false, finished: None };
+        Self { choices: streams.into_iter().map(choice).collect(), format, record }
+    }
+
+    fn is_over(&self) -> bool {
+        self.choices.iter().all(|choice| choice.stream.is_none())
+    }
+
+    fn is_loading(&self) -> bool {
+        self.choices.iter().filter_map(|choice| choice.stream.as_ref()).any(CompletionStream::is_loading)
+    }
+
+    /// The next update of any choice, with its index. Cancel safe.
+    async fn next(&mut self) -> (usize, Result<Update, Failure>) {
+        let streams = self.choices.iter_mut().enumerate();
+        let mut streams: Vec<_> =
+            streams.filter_map(|(index, choice)| Some((index, choice.stream.as_mut()?))).collect();
+        if let [(index, only)] = &mut streams[..] {
+            return (*index, only.next().await);
+        }
+        let next =
+            streams.into_iter().map(|(index, stream)| Box::pin(async move { (index, stream.next().await) }));
+        select_all(next).await.0
+    }
+
+    fn write(&mut self, choice: usize, update: Update) -> SseEvents {
         let mut events = SseEvents::default();
         match update {
             Update::Loading => {}
-            Update::Progress(progress) => self.format.progress(progress, &mut events),
+            // The choices of a prompt are read together.
+            Update::Progress(progress) if choice == 0 => self.format.progress(progress, &mut events),
+            Update::Progress(_) => {}
             Update::Delta(delta) => {
-                self.open(&mut events);
-                self.format.delta(self.finished.len(), &delta, &mut events);
+                self.open(choice, &mut events);
+                self.format.delta(choice, &delta, &mut events);
             }
-            Update::Finished(choice) => self.finish(*choice, &mut events),
+            Update::Finished(finished) => self.finish(choice, *finished, &mut events),
         }
         events
     }
 
     /// Writes the opening of a choice with its first text, so that the first event marks the time to first token.
-    fn open(&mut self, events: &mut SseEvents) {
-        if !std::mem::replace(&mut self.is_opened, true) {
-            self.format.opening(self.finished.len(), events);
+    fn open(&mut self, choice: usize, events: &mut SseEvents) {
+        if !std::mem::replace(&mut self.choices[choice].is_opened, true) {
+            self.format.opening(choice, events);
         }
     }
 
     /// Writes the end of a choice and, after the last one, of the answer.
-    fn finish(&mut self, choice: FinishedChoice, events: &mut SseEvents) {
-        let index = self.finished.len();
-        self.open(events);
-        if !choice.rest.is_empty() {
-            self.format.delta(index, &choice.rest, events);
+    fn finish(&mut self, choice: usize, finished: FinishedChoice, events: &mut SseEvents) {
+        self.open(choice, events);
+        if !finished.rest.is_empty() {
+            self.format.delta(choice, &finished.rest, events);
         }
-        self.format.closing(index, &choice, events);
-        self.finished.push(choice);
-        self.streams.pop_front();
-        self.is_opened = false;
-        if self.streams.is_empty() {
-            self.format.end(&self.finished, events);
+        self.format.closing(choice, &finished, events);
+        self.choices[choice].finished = Some(finished);
+        self.choices[choice].stream = None;
+        if self.is_over() {
+            let finished: Vec<_> =
+                self.choices.iter_mut().filter_map(|choice| choice.finished.take()).collect();
+            self.format.end(&finished, events);
             self.record.iter().for_each(RequestRecord::settle);
         }
     }
@@ -208,7 +298,7 @@ impl<F: ApiFormat> EventStream<F> {
     fn fail(&mut self, error: &ApiError) -> SseEvents {
         let mut events = SseEvents::default();
         self.format.failure(&error.body(), &mut events);
-        self.streams.clear();
+        self.choices.clear();
         self.record.iter().for_each(|record| record.settle_failed(error));
         events
     }

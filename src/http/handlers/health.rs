@@ -18,7 +18,7 @@ use crate::{
 /// The answer of a probe.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Status {
-    /// `alive`, `ready` or `started`.
+    /// `alive`, `ready`, `ok` or `started`.
     status: &'static str,
     /// The state of each device; of `/readyz` with several devices.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -47,6 +47,23 @@ pub(crate) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
     }
     let devices = state.devices.iter().map(|(name, seen)| (name.clone(), seen.borrow().as_str()));
     Ok(HttpResponse::Ok().json(Status { status: "ready", devices: devices.collect() }))
+}
+
+/// `GET /health`: as `/readyz`, with llama.cpp's status.
+pub(crate) async fn health(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
+    readyz(state).await?;
+    Ok(HttpResponse::Ok().json(Status::from("ok")))
+}
+
+/// The version of the server.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Version {
+    version: &'static str,
+}
+
+/// `GET /version`.
+pub(crate) async fn version() -> HttpResponse {
+    HttpResponse::Ok().json(Version { version: env!("CARGO_PKG_VERSION") })
 }
 
 /// `GET /startupz`: the model was loaded once, so that liveness may be judged from now on.

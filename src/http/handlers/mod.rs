@@ -4,6 +4,7 @@ pub(super) mod admin;
 pub(super) mod generate;
 pub(super) mod health;
 pub(super) mod models;
+pub(super) mod ollama;
 pub(super) mod pages;
 pub(super) mod prompt_cache;
 pub(super) mod slot;

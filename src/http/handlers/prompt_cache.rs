@@ -36,8 +36,8 @@ use crate::{
         formats::milliseconds,
         middleware::{RequestRecord, auth},
         request::{
-            ApiRequest, CacheRequest, Prompt, RestorePrompt, SavePrompt, ServedModel, cache_salt,
-            tokenize::with_tools,
+            ApiRequest, CacheRequest, EncodeOptions, Prompt, RestorePrompt, SavePrompt, ServedModel,
+            cache_salt, tokenize::with_tools,
         },
     },
     job::{CacheSalt, Command, EndReason, Event, Failure, Finish, Job, PromptToRestore, SaveAs},
@@ -163,15 +163,15 @@ async fn save(request: &ApiRequest, store: PromptStore, body: SavePrompt) -> Res
     let SavePrompt { name, model, prompt, messages, tools, cache_salt: salt } = body;
     let text = auth::model(&request.http, state, model.as_deref())?;
     let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
-    prompt.check(text.card().vocabulary)?;
+    prompt.check("prompt", text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
     let served = ServedModel { state, text };
     let tokens = match prompt {
         Prompt::Conversation(conversation) => beginning_of(served, conversation).await?,
-        prompt => served.encode(prompt).await?,
+        prompt => served.encode(prompt, EncodeOptions::default()).await?.ids,
     };
     let read = Tokens(tokens.len());
-    room(read, Some(Tokens(1)), Tokens(1), served.context_length())?;
+    room(read, Some(Tokens(1)), None, served.context_length())?;
     let save = SaveAs { name: name.to_string(), dir: store.dir().to_path_buf() };
     let model = text.card().id.as_str().into();
     let cache_salt = cache_salt::digest(state, caller(&request.http).key.as_deref(), salt.as_deref());
@@ -286,13 +286,13 @@ fn failed(name: &str, e: &PromptStoreError) -> ApiError {
 async fn beginning_of(model: ServedModel<'_>, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
     let is_open = |message: &Message| matches!(message.role.as_str(), "user" | "tool");
     if conversation.messages.last().is_some_and(is_open) {
-        return model.encode(Prompt::Conversation(conversation)).await;
+        return Ok(model.encode(Prompt::Conversation(conversation), EncodeOptions::default()).await?.ids);
     }
     let mut shared: Option<Vec<u32>> = None;
     for beginning in BEGINNINGS {
         let mut longer = conversation.clone();
         longer.messages.push(Message::new("user", beginning));
-        let prompt = model.encode(Prompt::Conversation(longer)).await?;
+        let prompt = model.encode(Prompt::Conversation(longer), EncodeOptions::default()).await?.ids;
         shared = Some(match shared {
             None => prompt,
             Some(mut shared) => {

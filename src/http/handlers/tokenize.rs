@@ -114,7 +114,7 @@ pub(crate) async fn detokenize(mut request: ApiRequest) -> Result<HttpResponse, 
 
 /// `POST /apply-template`.
 pub(crate) async fn apply_template(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
-    let taken = request.take(|request: ApplyTemplateRequest, _| Ok(request.conversation()));
+    let taken = request.take(|request: ApplyTemplateRequest, _| Ok(request.conversation()?));
     let Taken { text, value: conversation, share, ignored } = taken.await?;
     let prompt = ServedModel { state: &request.state, text: &text }.render(conversation).await?;
     drop(share);

@@ -2,8 +2,8 @@
 //!
 //! Everything that works on a request holds a [`RequestRecord`]; when the last one is dropped, the request is counted and
 //! logged, and its tokens are charged to its key. When a client disconnects, its handler or stream is dropped and the records
-//! with it: a record without an outcome means `client_gone`. Generating and refused requests are logged at `info`, all others,
-//! mostly probes, at `debug`. Prompts, answers and keys are never logged.
+//! with it: a record without an outcome means `client_gone`. Generating and refused requests and unknown routes are logged at
+//! `info`, all others, mostly probes, at `debug`. Prompts, answers and keys are never logged.
 
 use std::{
     cell::{OnceCell, RefCell},
@@ -59,9 +59,14 @@ struct RequestResult {
     completion_tokens: Option<usize>,
     /// The finish reason of each complete choice.
     reasons: Vec<&'static str>,
+    /// The field of the request at fault.
+    param: Option<String>,
     /// Details for the log that clients must not see.
     detail: Option<String>,
 }
+
+/// Longest name of a field in the log, in characters: it comes from the client.
+const MAX_PARAM: usize = 128;
 
 impl RequestRecord {
     pub(crate) fn new(route: &'static RouteInfo, request: &ServiceRequest, metrics: Arc<Metrics>) -> Self {
@@ -71,6 +76,7 @@ impl RequestRecord {
             prompt_tokens: None,
             completion_tokens: None,
             reasons: Vec::new(),
+            param: None,
             detail: None,
         };
         let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
@@ -115,12 +121,13 @@ impl RequestRecord {
         let mut result = self.0.result.borrow_mut();
         result.code = error.code();
         result.detail = error.detail();
+        result.param = error.param().map(|param| param.chars().take(MAX_PARAM).collect());
     }
 
-    /// Adds the tokens of a choice; all choices of a request share one prompt.
+    /// Adds the tokens of a choice; `prompt` is 0 if another choice of the same prompt counts them.
     pub(crate) fn add_tokens(&self, prompt: usize, completion: usize) {
         let mut result = self.0.result.borrow_mut();
-        result.prompt_tokens = Some(prompt);
+        *result.prompt_tokens.get_or_insert(0) += prompt;
         *result.completion_tokens.get_or_insert(0) += completion;
     }
 
@@ -193,12 +200,14 @@ impl Record {
                     tokens_out = result.completion_tokens,
                     key = self.key.get().map(|key| key.name()),
                     peer = self.peer.map(tracing::field::display),
+                    param = result.param.as_deref(),
                     detail = result.detail.as_deref(),
                     "request"
                 )
             };
         }
-        if self.route.method == Method::POST || result.status.is_some_and(is_refusal) {
+        let is_unknown = result.status == Some(StatusCode::NOT_FOUND) && self.route.path == NO_ROUTE.path;
+        if self.route.method == Method::POST || is_unknown || result.status.is_some_and(is_refusal) {
             log!(info);
         } else {
             log!(debug);

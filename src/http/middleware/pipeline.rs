@@ -41,6 +41,10 @@ pub(crate) async fn handle(
             None => unclaimed.settle(),
         }
     }
+    let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
+    if let Some(body) = error.and_then(|error| route.errors.body(&error.body())) {
+        response = response.map_body(|_, _| BoxBody::new(body));
+    }
     let out = response.headers_mut();
     headers::add(out, &record);
     headers::add_rate_limits(out, &state.access, &rules, &record);

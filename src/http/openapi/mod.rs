@@ -20,8 +20,10 @@ const ABOUT: &str = "Serves fine-tuned language models, one answer at a time. A 
      listed in the header x-eka-ignored-fields.";
 
 /// Tags of the routes, with their descriptions.
-const TAGS: [(&str, &str); 5] = [
+const TAGS: [(&str, &str); 7] = [
     ("openai", "OpenAI's API."),
+    ("anthropic", "Anthropic's API."),
+    ("ollama", "Ollama's API, without its commands that change models."),
     ("eka", "eka's own API."),
     ("texts", "Texts, tokens and chat templates, without running the model."),
     ("admin", "Administration: with an admin key, or without keys from the server's own machine."),

@@ -23,6 +23,7 @@ use crate::{
         },
         routes::ROUTES,
     },
+    job::SamplingDefaults,
     text::ToolSupport,
     units::Tokens,
 };
@@ -62,7 +63,7 @@ fn exactly_the_routes_are_described() {
 
 #[test]
 fn compatibility_fields_are_described_by_their_accepted_values() {
-    let own = &DOCUMENT["components"]["schemas"]["ChatRequest"]["allOf"][1]["properties"];
+    let own = &DOCUMENT["components"]["schemas"]["ChatRequest"]["allOf"][2]["properties"];
     assert_eq!(own["modalities"]["enum"], json!([null, ["text"]]));
     assert_eq!(own["store"]["enum"], json!([null, false]));
     assert_eq!(own["audio"]["enum"], json!([null]));
@@ -153,11 +154,13 @@ fn check_schema<R: ReadObject>(fields: &[(Index, Value)], base: &Value) -> Resul
     Ok(())
 }
 
-const CONTEXT: RequestContext = RequestContext {
+static CONTEXT: LazyLock<RequestContext> = LazyLock::new(|| RequestContext {
     vocabulary: 100,
     deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
-    tools: ToolContext { support: ToolSupport::None, is_marker_special: false },
-};
+    tools: ToolContext { format: ToolSupport::of("").format(), is_marker_special: false },
+    sampling: SamplingDefaults::default(),
+    has_chat_template: true,
+});
 
 fn check_limits<R: GenerateRequest>(fields: &[(Index, Value)], base: &Value) {
     let params = accepted::<R>(fields, base).and_then(|(request, _)| request.resolve(&CONTEXT).ok());

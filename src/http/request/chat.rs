@@ -8,6 +8,7 @@ use super::{
     messages::messages,
     prompt::Prompt,
     schema::{Modify, boolean, integer, shape},
+    thinking::ThinkingFields,
     tool_definitions::{Tool, ToolChoice, chat_tools, tool_choice},
     tools::ToolSet,
 };
@@ -20,13 +21,14 @@ shape! {
     /// A request of `/v1/chat/completions`.
     pub(crate) struct ChatRequest {
         ..generation: Generation;
+        ..thinking: ThinkingFields;
         /// The conversation so far.
         messages: Conversation = messages();
         /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
         max_completion_tokens: Option<Tokens> = max_tokens();
         /// The older name of `max_completion_tokens`.
         max_tokens: Option<Tokens> = max_tokens().deprecated();
-        /// Answers to generate, one after another.
+        /// Answers to generate, together.
         n: usize = choices().or(1);
         /// Adds the log-probabilities of the answer's tokens.
         logprobs: bool = boolean().or(false);
@@ -46,13 +48,13 @@ impl GenerateRequest for ChatRequest {
         let (choices, scores, max_new) = (self.n, self.scores()?, self.max_new()?);
         let choice = self.tool_choice.unwrap_or(ToolChoice::Auto);
         let tools = ToolSet::new(self.tools, choice, self.parallel_tool_calls)?;
-        let conversation = match &tools {
-            Some(tools) => tools.add_to(self.messages, &context.tools),
-            None => self.messages,
-        };
+        let (mut conversation, thinking) = self.thinking.apply(self.messages)?;
+        if let Some(tools) = &tools {
+            conversation = tools.add_to(conversation, &context.tools);
+        }
         let route = RouteParams { tools, ..RouteParams::new(Prompt::Conversation(conversation), max_new) };
         let params = self.generation.resolve(route, context)?;
-        Ok(GenerateParams { choices, scores, ..params })
+        Ok(GenerateParams { choices, scores, ..params }.with_thinking(thinking))
     }
 }
 

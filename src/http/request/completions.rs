@@ -3,9 +3,10 @@
 use super::{
     compat,
     generation::{
-        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens_or_none,
+        BestOf, Delivery, GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices,
+        max_tokens_or_none,
     },
-    prompt::{Prompt, prompt},
+    prompt::{MAX_PROMPTS, Prompt, prompts},
     schema::{Modify, boolean, integer, shape},
 };
 use crate::{http::field_error::FieldError, job::LogprobOptions, units::Tokens};
@@ -17,26 +18,31 @@ shape! {
     /// A request of `/v1/completions`.
     pub(crate) struct CompletionRequest {
         ..generation: Generation;
-        prompt: Prompt = prompt();
+        /// The texts to continue: at most 64. Each has `n` choices, which follow each other in the answer.
+        prompt: Vec<Prompt> = prompts();
         /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for. 0 requires
         /// `echo` and returns the prompt, with its log-probabilities if they are requested.
         max_tokens: Option<Tokens> = max_tokens_or_none();
-        /// Answers to generate, one after another.
+        /// Answers to generate for each prompt, together.
         n: usize = choices().or(1);
-        /// The same as `n`: every answer that is generated is sent.
+        /// Answers to generate for each prompt, by default `n`. If they are more, the `n` with the greatest mean
+        /// log-probability of a token are sent, the best one first. Not for streams.
         best_of: Option<usize> = choices().optional();
         /// The answer begins with the prompt.
         echo: bool = boolean().or(false);
         /// Adds the log-probabilities of the answer's tokens, and of this many alternatives to each.
         logprobs: Option<usize> = integer(0..=MAX_LOGPROBS).optional().unset_at("false");
     }
-    accepts compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::PEERS;
+    accepts compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
 }
 
 impl GenerateRequest for CompletionRequest {
     fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
         self.check_best_of()?;
-        let (choices, echo) = (self.n, self.echo);
+        self.check_sequences()?;
+        let (choices, echo) = (self.choices(), self.echo);
+        let best_of =
+            (choices > self.n).then_some(BestOf { sent: self.n, hides_scores: self.logprobs.is_none() });
         let prompt_only = self.max_tokens == Some(Tokens(0));
         if prompt_only && !echo {
             let message =
@@ -45,19 +51,45 @@ impl GenerateRequest for CompletionRequest {
         }
         // The model generates at least one token.
         let max_new = self.max_tokens.map(|most| most.max(Tokens(1)));
-        let params = self.generation.resolve(RouteParams::new(self.prompt, max_new), context)?;
+        let mut prompts = self.prompt.into_iter();
+        let first = prompts.next().ok_or_else(|| FieldError::EmptyPrompt { param: "prompt".into() })?;
+        let more_prompts: Vec<Prompt> = prompts.collect();
+        for (index, prompt) in more_prompts.iter().enumerate() {
+            prompt.check(&format!("prompt[{}]", index + 1), context.vocabulary)?;
+        }
+        let params = self.generation.resolve(RouteParams::new(first, max_new), context)?;
         let scores = self.logprobs.map(|top| LogprobOptions { top, prompt: echo });
-        Ok(GenerateParams { choices, echo, prompt_only, scores, ..params })
+        let scores = scores.or(best_of.map(|_| LogprobOptions { top: 0, prompt: false }));
+        if best_of.is_some() && params.delivery != Delivery::Whole {
+            let message = "cannot be combined with a best_of above n, which is known at the end only";
+            return Err(FieldError::value("stream", message));
+        }
+        Ok(GenerateParams { more_prompts, choices, best_of, echo, prompt_only, scores, ..params })
     }
 }
 
 impl CompletionRequest {
+    /// Answers to generate for each prompt.
+    fn choices(&self) -> usize {
+        self.best_of.unwrap_or(self.n)
+    }
+
+    fn check_sequences(&self) -> Result<(), FieldError> {
+        let (prompts, choices) = (self.prompt.len(), self.choices());
+        if prompts * choices > MAX_PROMPTS {
+            let message = format!(
+                "is {choices}, with {prompts} prompts: {} answers, at most {MAX_PROMPTS}; send fewer prompts in a request",
+                prompts * choices
+            );
+            return Err(FieldError::value(if self.best_of.is_some() { "best_of" } else { "n" }, message));
+        }
+        Ok(())
+    }
+
     fn check_best_of(&self) -> Result<(), FieldError> {
         match (self.best_of, self.n) {
-            (Some(best_of), n) if best_of != n => {
-                let message = format!(
-                    "is {best_of}, but n is {n}; every answer that is generated is sent, so leave it out or send {n}"
-                );
+            (Some(best_of), n) if best_of < n => {
+                let message = format!("is {best_of}, but n is {n}; send {n} or more, or leave it out");
                 Err(FieldError::value("best_of", message))
             }
             _ => Ok(()),

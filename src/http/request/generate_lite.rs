@@ -20,7 +20,7 @@ shape! {
         /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
         max_new_tokens: Option<Tokens> = max_tokens();
     }
-    accepts compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::PEERS;
+    accepts compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
 }
 
 impl GenerateRequest for GenerateLiteRequest {

@@ -18,12 +18,13 @@ use super::{
         FieldType, Modify, OptionalField, ReadObject, boolean, integer, integer_from, object, one_of, shape,
         string, string_list,
     },
+    thinking::Thinking,
     tools::{ToolContext, ToolSet},
 };
 use crate::{
     executor::{Deadlines, Terms},
     http::field_error::FieldError,
-    job::{KeepAlive, LogprobOptions, Priority, Sampling},
+    job::{KeepAlive, LogprobOptions, Priority, Sampling, SamplingDefaults},
     text::ToolCallParserOptions,
     units::Tokens,
 };
@@ -49,7 +50,8 @@ shape! {
         ..format: FormatFields;
         /// Id of a model of `GET /v1/models`; by default the first of them.
         _model as "model": Option<String> = string().optional();
-        /// The answer ends before any of these strings: at most 16 of 1024 bytes, none of them empty. `""` means none.
+        /// The answer ends before any of these strings: at most 16 of 1024 bytes, none of them empty. `""` means none. They
+        /// have no effect within reasoning, tool calls and an answer whose form is constrained.
         stop: Vec<String> = stop_strings().or_empty().unset_at("\"\"");
         /// The answer ends before any of these tokens.
         stop_token_ids: Vec<u32> = token_ids().items(0..=MAX_STOP_TOKENS).or_empty();
@@ -143,12 +145,18 @@ pub(crate) struct RequestContext {
     /// Defaults, and the longest that a request may ask for.
     pub(crate) deadlines: Deadlines,
     pub(crate) tools: ToolContext,
+    /// Sampling parameters of the model.
+    pub(crate) sampling: SamplingDefaults,
+    /// Whether the model can answer a conversation.
+    pub(crate) has_chat_template: bool,
 }
 
 /// What to generate, and under which conditions.
 #[derive(Debug)]
 pub(crate) struct GenerateParams {
     pub(crate) prompt: Prompt,
+    /// Further prompts, which are answered as well.
+    pub(crate) more_prompts: Vec<Prompt>,
     /// `None` leaves it to the settings and the room in the context.
     pub(crate) max_new: Option<Tokens>,
     pub(crate) sampling: Sampling,
@@ -157,11 +165,17 @@ pub(crate) struct GenerateParams {
     pub(crate) constraint: Option<OutputConstraint>,
     /// How tool calls are read, where the answer may have any.
     pub(crate) reading: Option<ToolCallParserOptions>,
+    /// How the model's reasoning is handled.
+    pub(crate) thinking: Thinking,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
-    /// How many answers to generate, one after another.
+    /// How many answers to generate for each prompt.
     pub(crate) choices: usize,
+    /// Which of them are sent; `None` means all.
+    pub(crate) best_of: Option<BestOf>,
     pub(crate) scores: Option<LogprobOptions>,
+    /// Whether the request only loads the model.
+    pub(crate) loads_only: bool,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
     /// Whether the answer has nothing else: it is for the log-probabilities of the prompt.
@@ -177,6 +191,21 @@ pub(crate) struct GenerateParams {
     pub(crate) terms: Terms,
     /// How long the model stays loaded afterwards.
     pub(crate) keep_alive: Option<KeepAlive>,
+}
+
+impl GenerateParams {
+    /// With this handling of the reasoning.
+    pub(super) fn with_thinking(self, thinking: Thinking) -> Self {
+        Self { thinking, ..self }
+    }
+}
+
+/// The choices of a prompt that are sent: those with the greatest mean log-probability of a token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BestOf {
+    pub(crate) sent: usize,
+    /// Whether the log-probabilities are for ranking only.
+    pub(crate) hides_scores: bool,
 }
 
 /// How the answer is sent.
@@ -198,9 +227,10 @@ pub(crate) enum Delivery {
 pub(super) struct RouteParams {
     pub(super) prompt: Prompt,
     pub(super) max_new: Option<Tokens>,
-    /// Temperature of requests that send none; 0 always picks the most probable token.
+    /// Temperature of requests that send none, if the model has none either; 0 always picks the most probable token.
     pub(super) default_temperature: f32,
-    pub(super) text_format: Option<TextFormat>,
+    /// The form of the answer, and its field.
+    pub(super) text_format: Option<(&'static str, TextFormat)>,
     pub(super) tools: Option<ToolSet>,
 }
 
@@ -218,34 +248,41 @@ impl Generation {
         context: &RequestContext,
     ) -> Result<GenerateParams, FieldError> {
         let delivery = self.delivery()?;
-        let terms = self.terms(context.deadlines)?;
-        route.prompt.check(context.vocabulary)?;
+        let is_limited = route.max_new.is_some();
+        let terms = Terms { is_limited, ..self.terms(context.deadlines)? };
+        route.prompt.check("prompt", context.vocabulary)?;
         check_ids(&self.stop_token_ids, "stop_token_ids", context.vocabulary)?;
-        let (sampling, breakers) = self.sampling.resolve(context.vocabulary, route.default_temperature)?;
+        let temperature = context.sampling.temperature.or(Some(route.default_temperature));
+        let defaults = SamplingDefaults { temperature, ..context.sampling };
+        let (sampling, breakers) = self.sampling.resolve(context.vocabulary, defaults)?;
         let mut constraint = self.format.constraint(route.text_format)?;
         let mut reading = None;
-        if let Some(calls) = route.tools.map(|tools| tools.calls(&context.tools)).transpose()?.flatten() {
+        if let Some((parser, calls)) = route.tools.map(|tools| tools.calls(&context.tools)).transpose()? {
             if let Some(constraint) = &constraint {
                 let message = "cannot be combined with tools, whose calls have a format of their own; leave one of them out";
                 return Err(FieldError::value(&constraint.param, message));
             }
-            reading = Some(calls.0);
-            constraint = calls.1;
+            reading = Some(parser);
+            constraint = calls;
         }
         if let Some(constraint) = &constraint {
-            let ends = [!self.stop.is_empty(), !self.stop_token_ids.is_empty(), self.ignore_eos];
+            let ends = [!self.stop_token_ids.is_empty(), self.ignore_eos];
             constraint.check_ends(ends)?;
         }
         Ok(GenerateParams {
             prompt: route.prompt,
+            more_prompts: Vec::new(),
             max_new: route.max_new,
             sampling,
             breakers,
             constraint,
             reading,
+            thinking: Thinking::default(),
             echoed: EchoedFields::default(),
             choices: 1,
+            best_of: None,
             scores: None,
+            loads_only: false,
             echo: false,
             prompt_only: false,
             stop: self.stop,
@@ -279,7 +316,7 @@ impl Generation {
         let queue = within("queue_timeout_ms", self.queue_timeout_ms, max.queue)?.unwrap_or(max.queue);
         let total = within("timeout_ms", self.timeout_ms, max.total)?.unwrap_or(max.total);
         let max_time = within("max_time_ms", self.max_time_ms, max.total)?;
-        Ok(Terms { deadlines: Deadlines { queue, total }, priority, max_time })
+        Ok(Terms { priority, max_time, ..Deadlines { queue, total }.into() })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     compat,
     messages::{arguments, content, no_arguments},
-    schema::{FieldType, Modify, array, either, object, shape, string, tagged_shape},
+    schema::{FieldType, Modify, array, either, object, one_of, shape, string, tagged_shape},
 };
 use crate::text::{Arguments, Conversation, Message, ToolCall};
 
@@ -12,7 +12,9 @@ tagged_shape! {
     pub(crate) enum InputItem by "type" or "message" {
         "message" => Message(InputMessage),
         "function_call" => Call(InputCall),
-        "function_call_output" => Output(InputCallOutput),
+        "function_call_output" | "custom_tool_call_output" => Output(InputCallOutput),
+        "custom_tool_call" => Custom(InputCustomCall),
+        "reasoning" => Reasoning(InputReasoning),
     }
 }
 
@@ -35,6 +37,38 @@ shape! {
         arguments: Option<Arguments> = arguments().optional();
     }
     accepts compat::ITEM;
+}
+
+shape! {
+    /// A call of a tool that takes any text.
+    pub(crate) struct InputCustomCall {
+        call_id: String = string();
+        name: String = string();
+        input: String = string();
+    }
+    accepts compat::ITEM;
+}
+
+shape! {
+    /// The assistant's reasoning before its next message or call.
+    pub(crate) struct InputReasoning {
+        content: Option<String> = reasoning_texts().optional();
+        summary: Option<String> = reasoning_texts().optional();
+    }
+    accepts compat::ITEM, compat::REASONING_ITEM;
+}
+
+shape! {
+    /// A text of reasoning.
+    pub(crate) struct ReasoningPart {
+        _kind as "type": () = one_of(&[("reasoning_text", ()), ("summary_text", ()), ("text", ())]);
+        text: String = string();
+    }
+}
+
+fn reasoning_texts() -> impl FieldType<Value = String> {
+    array(object::<ReasoningPart>())
+        .map(|parts| parts.into_iter().map(|part| part.text).collect::<Vec<_>>().join("\n"))
 }
 
 shape! {
@@ -66,15 +100,33 @@ impl Input {
             instructions.into_iter().map(|text| Message::new("system", text)).collect();
         match self {
             Self::Text(text) => messages.push(Message::new("user", text)),
-            Self::Items(items) => items.into_iter().for_each(|item| item.add_to(&mut messages)),
+            Self::Items(items) => {
+                let mut reasoning = None;
+                for item in items {
+                    let before = messages.len();
+                    item.add_to(&mut messages, &mut reasoning);
+                    let next = messages.get_mut(before).filter(|message| message.role == "assistant");
+                    if let Some(message) = next {
+                        message.reasoning = reasoning.take();
+                    }
+                }
+            }
         }
         messages.into()
     }
 }
 
 impl InputItem {
-    fn add_to(self, messages: &mut Vec<Message>) {
+    /// Adds the item to the conversation, or keeps reasoning for the assistant's next message.
+    fn add_to(self, messages: &mut Vec<Message>, reasoning: &mut Option<String>) {
         match self {
+            Self::Reasoning(InputReasoning { content, summary }) => {
+                *reasoning = content.or(summary).filter(|text| !text.is_empty());
+            }
+            Self::Custom(InputCustomCall { call_id, name, input }) => {
+                let arguments = [("input".to_owned(), input.into())].into_iter().collect();
+                add_call(messages, ToolCall::new(Some(call_id), name, Arguments::Object(arguments)));
+            }
             Self::Message(InputMessage { role, content }) => messages.push(Message::new(role, content)),
             Self::Call(InputCall { call_id, name, arguments }) => {
                 let arguments = arguments.unwrap_or_else(no_arguments);

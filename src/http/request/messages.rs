@@ -5,12 +5,13 @@ use serde_json::Map;
 use super::{
     compat,
     schema::{
-        FieldType, Location, Modify, array, either, json_object, object, one_of, shape, string, tagged_shape,
+        FieldType, Location, Modify, array, boolean, either, json_object, object, one_of, shape, string,
+        tagged_shape,
     },
 };
 use crate::{
     http::field_error::FieldError,
-    text::{Arguments, Conversation, Message, ToolCall},
+    text::{Arguments, Conversation, Message, PromptEnding, ToolCall},
 };
 
 shape! {
@@ -26,6 +27,14 @@ shape! {
         tool_call_id: Option<String> = string().optional();
         /// The name of the author, or of the function in a message of the role `tool`. Few chat templates use it.
         name: Option<String> = string().optional();
+        /// The assistant's reasoning before its answer.
+        reasoning_content: Option<String> = string().optional();
+        /// The same.
+        reasoning: Option<String> = string().optional();
+        /// Whether the answer continues this message, which is the last one.
+        prefix: bool = boolean().or(false);
+        /// The same.
+        partial: bool = boolean().or(false);
     }
     accepts compat::MESSAGE;
 }
@@ -76,9 +85,18 @@ shape! {
 
 /// A conversation of at least one message.
 pub(crate) fn messages() -> impl FieldType<Value = Conversation> {
-    array(object::<ChatMessage>().try_map(ChatMessage::into_message))
-        .items(1..=usize::MAX)
-        .map(Conversation::from)
+    array(object::<ChatMessage>().try_map(ChatMessage::into_message)).items(1..=usize::MAX).map(conversation)
+}
+
+/// A conversation of messages, each with whether the answer continues it.
+fn conversation(messages: Vec<(Message, bool)>) -> Conversation {
+    let continues = messages.last().is_some_and(|(_, continues)| *continues);
+    let ending = if continues { PromptEnding::ContinueLast } else { PromptEnding::NextMessage };
+    Conversation {
+        messages: messages.into_iter().map(|(message, _)| message).collect(),
+        ending,
+        ..Conversation::default()
+    }
 }
 
 /// A text, or an array of its parts.
@@ -107,8 +125,9 @@ pub(super) const fn function_kind() -> impl FieldType<Value = ()> {
 }
 
 impl ChatMessage {
-    fn into_message(self, at: &Location) -> Result<Message, FieldError> {
-        let Self { role, content, mut tool_calls, mut tool_call_id, name } = self;
+    /// The message, and whether the answer continues it.
+    fn into_message(self, at: &Location) -> Result<(Message, bool), FieldError> {
+        let Self { role, content, mut tool_calls, mut tool_call_id, name, .. } = self;
         if role != "assistant" && !tool_calls.is_empty() {
             let instead = " or send []; only messages of the assistant have calls";
             unsupported(&at.field("tool_calls"), instead)?;
@@ -121,7 +140,14 @@ impl ChatMessage {
         if content.is_none() && !may_be_empty {
             return Err(at.field("content").missing());
         }
-        Ok(Message { role, content, tool_calls, tool_call_id, name })
+        let reasoning =
+            [self.reasoning_content, self.reasoning].into_iter().flatten().find(|text| !text.is_empty());
+        let reasoning = reasoning.filter(|_| role == "assistant");
+        let continues = self.prefix || self.partial;
+        Ok((
+            Message { role, content, reasoning, tool_calls, tool_call_id, name, ..Message::default() },
+            continues,
+        ))
     }
 }
 

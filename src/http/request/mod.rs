@@ -1,37 +1,45 @@
 //! From bytes to a checked request.
 
 mod admin;
+mod anthropic;
+mod anthropic_messages;
 pub(super) mod body;
 pub(super) mod cache_salt;
 mod chat;
+mod closed_objects;
 mod compat;
 mod completions;
 mod echoed_fields;
+mod gbnf;
 mod generate_lite;
 mod generation;
 mod input_items;
 mod keep_alive;
 mod messages;
+mod ollama;
 pub(super) mod prompt;
 mod prompt_tokens;
 mod response_format;
 mod responses;
 mod sampling;
 pub(super) mod schema;
+mod thinking;
 pub(super) mod tokenize;
 mod tool_definitions;
 mod tools;
 
 pub(super) use self::{
     admin::{CacheRequest, LoadRequest, LogRequest, RestorePrompt, SavePrompt},
+    anthropic::MessagesRequest,
     body::{ApiRequest, Taken},
     chat::ChatRequest,
     completions::CompletionRequest,
     echoed_fields::EchoedFields,
     generate_lite::GenerateLiteRequest,
-    generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
+    generation::{BestOf, Delivery, GenerateParams, GenerateRequest, RequestContext},
+    ollama::{OllamaChatRequest, OllamaGenerateRequest, ShowRequest},
     prompt::Prompt,
-    prompt_tokens::{ServedModel, Special},
+    prompt_tokens::{EncodeOptions, ServedModel, Special},
     response_format::OutputConstraint,
     responses::ResponseCall,
     schema::{Fields, Ignored, ReadObject, Schemas},

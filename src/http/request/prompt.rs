@@ -10,7 +10,7 @@ use super::schema::{
 use crate::{http::field_error::FieldError, text::Conversation};
 
 /// What to continue.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
@@ -37,15 +37,42 @@ impl Prompt {
     }
 
     /// Checks that the model has the tokens of `prompt`.
-    pub(crate) fn check(&self, vocabulary: usize) -> Result<(), FieldError> {
+    pub(crate) fn check(&self, path: &str, vocabulary: usize) -> Result<(), FieldError> {
         match self {
-            Self::Ids(ids) => check_ids(ids, "prompt", vocabulary),
+            Self::Ids(ids) => check_ids(ids, path, vocabulary),
             Self::Text(_) | Self::Conversation(_) => Ok(()),
         }
     }
 }
 
-/// OpenAI's `prompt`: a string, an array of token ids, or an array of one of either; not empty.
+/// Most prompts of one request.
+pub(super) const MAX_PROMPTS: usize = 64;
+
+/// OpenAI's `prompt` of completions: one prompt, or an array of them.
+pub(crate) fn prompts() -> impl FieldType<Value = Vec<Prompt>> {
+    custom(read_prompts, prompts_schema)
+        .named("Prompts", "A text, the ids of its tokens, or an array of either: a prompt each.")
+}
+
+fn read_prompts(value: Value, at: &Location) -> Result<Vec<Prompt>, FieldError> {
+    match value {
+        Value::Array(items) if matches!(items.first(), Some(Value::String(_) | Value::Array(_))) => {
+            check_count(items.len(), &(1..=MAX_PROMPTS), at)?;
+            let items = items.into_iter().enumerate();
+            items.map(|(index, item)| read_one(item, &at.item(index))).collect()
+        }
+        one => read_one(one, at).map(|prompt| vec![prompt]),
+    }
+}
+
+fn prompts_schema(schemas: &mut Schemas) -> Value {
+    let text = string().bytes(1..=usize::MAX).schema(schemas);
+    let ids = token_ids().items(1..=usize::MAX).schema(schemas);
+    let each = json!({ "oneOf": [text, ids] });
+    json!({ "oneOf": [text, ids, counted(each, &(1..=MAX_PROMPTS))] })
+}
+
+/// A prompt: a string, an array of token ids, or an array of one of either; not empty.
 pub(crate) fn prompt() -> impl FieldType<Value = Prompt> {
     custom(read_prompt, prompt_schema)
         .named("Prompt", "A text, the ids of its tokens, or an array of one of either.")

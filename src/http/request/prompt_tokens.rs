@@ -28,26 +28,62 @@ pub(crate) struct ServedModel<'a> {
     pub(crate) text: &'a Arc<Text>,
 }
 
+/// How a prompt ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct EncodeOptions {
+    /// Ends the reasoning that a chat template begins: the answer must have another form.
+    pub(crate) ends_reasoning: bool,
+}
+
+/// A prompt as tokens.
+#[derive(Debug)]
+pub(crate) struct EncodedPrompt {
+    pub(crate) ids: Vec<u32>,
+    /// Whether the answer begins within the model's reasoning.
+    pub(crate) is_in_reasoning: bool,
+}
+
+impl From<Vec<u32>> for EncodedPrompt {
+    fn from(ids: Vec<u32>) -> Self {
+        Self { ids, is_in_reasoning: false }
+    }
+}
+
 impl ServedModel<'_> {
     /// The tokens of a prompt; at least one.
     ///
     /// # Errors
     /// When the prompt has no tokens or does not fit the context; where possible, before it is tokenized.
-    pub(crate) async fn encode(self, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
-        let (prompt, special) = match prompt {
-            Prompt::Ids(ids) => return Ok(ids),
+    pub(crate) async fn encode(
+        self,
+        prompt: Prompt,
+        options: EncodeOptions,
+    ) -> Result<EncodedPrompt, ApiError> {
+        let (mut prompt, special) = match prompt {
+            Prompt::Ids(ids) => return Ok(ids.into()),
             Prompt::Text(prompt) => (prompt, Special::Added),
             Prompt::Conversation(conversation) => (self.render(conversation).await?, Special::Written),
         };
+        let reasoning = self.text.reasoning().filter(|_| special == Special::Written);
+        let opened = reasoning.filter(|format| format.is_open(&prompt));
+        if let Some(format) = opened.filter(|_| options.ends_reasoning) {
+            prompt.push_str(format.end());
+        }
+        let is_in_reasoning = opened.is_some() && !options.ends_reasoning;
         let ids = self.tokenize(prompt, special, self.context_length()).await?;
-        if ids.is_empty() { Err(FieldError::EmptyPrompt { param: "prompt".into() }.into()) } else { Ok(ids) }
+        if ids.is_empty() {
+            return Err(FieldError::EmptyPrompt { param: "prompt".into() }.into());
+        }
+        Ok(EncodedPrompt { ids, is_in_reasoning })
     }
 
     /// The prompt of a conversation, up to the assistant's next message.
     pub(crate) async fn render(self, conversation: Conversation) -> Result<String, ApiError> {
         let (model, cost) = (Arc::clone(self.text), Cost::of_json(conversation.text_bytes()));
+        let prefix = conversation.answer_prefix.clone();
         let request = self.state.offload.run(cost, move || model.render_request(&conversation)).await?;
-        Ok(self.state.sandbox()?.render(self.text, request).await??)
+        let text = self.state.sandbox()?.render(self.text, request).await??;
+        Ok(self.text.with_answer_prefix(text, &prefix))
     }
 
     /// The tokens of a text, of which there may be `max`.

@@ -1,11 +1,12 @@
-//! The form that an answer must have: OpenAI's `response_format`, and three shorter fields.
+//! The form that an answer must have: OpenAI's `response_format`, and shorter fields.
 //!
 //! | field | |
 //! |---|---|
 //! | `response_format` | `{"type": "text"}`, `{"type": "json_object"}`, `{"type": "json_schema", "json_schema": {"schema": …}}`; both JSON types also with `schema` beside `type`, as in llama.cpp |
 //! | `json_schema` | a JSON schema (llama.cpp's name) |
-//! | `grammar` | a grammar in Lark's syntax, from `start` |
+//! | `grammar` | a grammar in Lark's syntax, from `start`, or in llama.cpp's (GBNF), from `root` |
 //! | `regex` | a regular expression that matches the whole answer |
+//! | `structured_outputs`, `guided_json`, `guided_regex`, `guided_choice`, `guided_grammar` | the same, as in vLLM; `choice` is a list of texts |
 //!
 //! At most one of them. The answer always matches, so `strict` changes nothing; a schema that cannot be enforced is refused.
 //! Only an answer that reaches its token limit may end before it matches; its `finish_reason` is then `length`.
@@ -13,8 +14,12 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    compat,
-    schema::{Modify, json_object, object, shape, string, tagged_shape},
+    closed_objects::closed,
+    compat, gbnf,
+    schema::{
+        FieldType, Location, Modify, boolean, either, json_object, object, shape, string, string_list,
+        tagged_shape,
+    },
 };
 use crate::{http::field_error::FieldError, job::Constraint};
 
@@ -25,10 +30,81 @@ shape! {
         response_format: Option<ResponseFormat> = object().optional();
         /// A JSON schema that the answer must match.
         json_schema: Option<Map<String, Value>> = json_object().optional();
-        /// A grammar in Lark's syntax that the answer must match, from `start`.
-        grammar: Option<String> = string().optional().unset_at("\"\"");
+        /// A grammar that the answer must match: in Lark's syntax, from `start`, or in llama.cpp's, from `root`.
+        grammar: Option<Constraint> = grammar().optional().unset_at("\"\"");
         /// A regular expression that must match the whole answer.
         regex: Option<String> = string().optional();
+        /// The form of the answer, as vLLM describes it.
+        structured_outputs: Option<StructuredOutputs> = object().optional();
+        /// The same as `json_schema`, as in vLLM.
+        guided_json: Option<Map<String, Value>> = schema_or_text().optional();
+        /// The same as `regex`, as in vLLM.
+        guided_regex: Option<String> = string().optional();
+        /// The answer is one of these texts.
+        guided_choice: Vec<String> = choice().or_empty();
+        /// The same as `grammar`, as in vLLM.
+        guided_grammar: Option<Constraint> = grammar().optional().unset_at("\"\"");
+    }
+}
+
+shape! {
+    /// The form of the answer, as vLLM describes it: one of these.
+    pub(crate) struct StructuredOutputs {
+        json: Option<Map<String, Value>> = schema_or_text().optional();
+        regex: Option<String> = string().optional();
+        /// The answer is one of these texts.
+        choice: Vec<String> = choice().or_empty();
+        grammar: Option<Constraint> = grammar().optional();
+        /// The answer is a JSON object.
+        json_object: bool = boolean().or(false);
+    }
+    accepts compat::STRUCTURED_OUTPUTS;
+}
+
+/// Most texts to choose from, and their longest in bytes.
+const MAX_CHOICES: usize = 256;
+const MAX_CHOICE_BYTES: usize = 4096;
+
+fn choice() -> impl FieldType<Value = Vec<String>> {
+    string_list(MAX_CHOICES, MAX_CHOICE_BYTES, "an empty text is no choice")
+}
+
+/// A schema, or its text.
+fn schema_or_text() -> impl FieldType<Value = Map<String, Value>> {
+    let parsed = |text: String, at: &Location| {
+        serde_json::from_str(&text).map_err(|error| at.invalid(format!("is not a JSON schema: {error}")))
+    };
+    either(string().try_map(parsed), json_object()).named("SchemaOrText", "A JSON schema, or its text.")
+}
+
+/// A grammar in either notation.
+fn grammar() -> impl FieldType<Value = Constraint> {
+    string().try_map(|text, at| match gbnf::is_gbnf(&text) {
+        true => gbnf::to_lark(&text).map(Constraint::Lark).map_err(|error| at.invalid(error)),
+        false => Ok(Constraint::Lark(text)),
+    })
+}
+
+/// One of some texts.
+fn one_of_texts(texts: &[String]) -> Option<Constraint> {
+    let texts: Vec<_> = texts.iter().map(|text| fancy_regex::escape(text)).collect();
+    (!texts.is_empty()).then(|| Constraint::Regex(texts.join("|")))
+}
+
+impl StructuredOutputs {
+    fn constraint(self) -> Result<Option<Constraint>, FieldError> {
+        let all = [
+            ("structured_outputs.json", self.json.map(schema)),
+            ("structured_outputs.regex", self.regex.map(Constraint::Regex)),
+            ("structured_outputs.choice", one_of_texts(&self.choice)),
+            ("structured_outputs.grammar", self.grammar),
+            ("structured_outputs.json_object", self.json_object.then(any_object)),
+        ];
+        let mut sent = all.into_iter().filter_map(|(name, constraint)| Some((name, constraint?)));
+        match (sent.next(), sent.next()) {
+            (Some((one, _)), Some((other, _))) => Err(FieldError::conflict(other, one)),
+            (first, _) => Ok(first.map(|(_, constraint)| constraint)),
+        }
     }
 }
 
@@ -98,18 +174,27 @@ pub(crate) struct OutputConstraint {
 }
 
 impl FormatFields {
-    /// The constraint of these fields or of `text_format`, the same in `/v1/responses`.
+    /// The constraint of these fields or of `text_format`, a form of another API with the name of its field.
     pub(crate) fn constraint(
         self,
-        text_format: Option<TextFormat>,
+        text_format: Option<(&'static str, TextFormat)>,
     ) -> Result<Option<OutputConstraint>, FieldError> {
         let response_format = self.response_format.map(ResponseFormat::constraint).transpose()?.flatten();
+        let structured_outputs =
+            self.structured_outputs.map(StructuredOutputs::constraint).transpose()?.flatten();
+        let (param, text_format) = text_format.unzip();
+        let param = param.unwrap_or_default();
         let candidates = [
             ("response_format", response_format),
             ("json_schema", self.json_schema.map(schema)),
-            ("grammar", self.grammar.map(Constraint::Lark)),
+            ("grammar", self.grammar),
             ("regex", self.regex.map(Constraint::Regex)),
-            ("text.format", text_format.and_then(TextFormat::constraint)),
+            ("structured_outputs", structured_outputs),
+            ("guided_json", self.guided_json.map(schema)),
+            ("guided_regex", self.guided_regex.map(Constraint::Regex)),
+            ("guided_choice", one_of_texts(&self.guided_choice)),
+            ("guided_grammar", self.guided_grammar),
+            (param, text_format.and_then(TextFormat::constraint)),
         ];
         let mut given = candidates.into_iter().filter_map(|(param, constraint)| Some((param, constraint?)));
         let Some((param, constraint)) = given.next() else { return Ok(None) };
@@ -136,6 +221,16 @@ impl ResponseFormat {
 }
 
 impl TextFormat {
+    /// A JSON object.
+    pub(crate) const fn any_object() -> Self {
+        Self::JsonObject(AnyObject {})
+    }
+
+    /// JSON that matches a schema.
+    pub(crate) const fn of_schema(schema: Map<String, Value>) -> Self {
+        Self::JsonSchema(NamedSchema { schema })
+    }
+
     fn constraint(self) -> Option<Constraint> {
         match self {
             Self::Text(AnyText {}) => None,
@@ -150,14 +245,14 @@ fn any_object() -> Constraint {
 }
 
 fn schema(schema: Map<String, Value>) -> Constraint {
-    Constraint::Schema(Value::Object(schema).to_string())
+    Constraint::Schema(closed(Value::Object(schema)).to_string())
 }
 
 impl OutputConstraint {
-    /// Checks that no other field ends the answer. `ends` is whether `stop`, `stop_token_ids` and `ignore_eos` were sent:
-    /// the answer would end before it matches, or not when it does.
-    pub(crate) fn check_ends(&self, ends: [bool; 3]) -> Result<(), FieldError> {
-        let names = ["stop", "stop_token_ids", "ignore_eos"];
+    /// Checks that no other field ends the answer. `ends` is whether `stop_token_ids` and `ignore_eos` were sent: the answer
+    /// would end before it matches, or not when it does.
+    pub(crate) fn check_ends(&self, ends: [bool; 2]) -> Result<(), FieldError> {
+        let names = ["stop_token_ids", "ignore_eos"];
         match names.into_iter().zip(ends).find(|(_, is_sent)| *is_sent) {
             None => Ok(()),
             Some((name, _)) => {
@@ -183,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_schema_is_the_same_in_openais_envelope_and_without_it() {
-        let schema = json!({ "type": "object", "properties": { "b": {}, "a": {} } });
+        let schema =
+            json!({ "type": "object", "properties": { "b": {}, "a": {} }, "additionalProperties": false });
         let named = json!({ "name": "n", "description": "d", "strict": true, "schema": schema });
         let format = json!({ "response_format": { "type": "json_schema", "json_schema": named } });
         let OutputConstraint { constraint: from_envelope, param, .. } = constraint(&format).unwrap().unwrap();

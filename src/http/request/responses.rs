@@ -10,6 +10,7 @@ use super::{
     prompt::Prompt,
     response_format::TextFormat,
     schema::{Fields, Modify, ReadObject, Schemas, boolean, object, shape, string},
+    thinking::ThinkingFields,
     tool_definitions::{Tool, ToolChoice, response_tools, tool_choice},
     tools::ToolSet,
 };
@@ -19,6 +20,7 @@ shape! {
     /// A request of `/v1/responses`.
     pub(crate) struct ResponseRequest {
         ..generation: Generation;
+        ..thinking: ThinkingFields;
         /// A text, or the conversation so far.
         input: Input = input();
         /// The system message before the input.
@@ -69,13 +71,14 @@ impl GenerateRequest for ResponseCall {
         let Self { request, echoed } = self;
         let choice = request.tool_choice.unwrap_or(ToolChoice::Auto);
         let tools = ToolSet::new(request.tools, choice, request.parallel_tool_calls)?;
-        let mut conversation = request.input.conversation(request.instructions);
+        let conversation = request.input.conversation(request.instructions);
+        let (mut conversation, thinking) = request.thinking.apply(conversation)?;
         if let Some(tools) = &tools {
             conversation = tools.add_to(conversation, &context.tools);
         }
-        let text_format = request.text.and_then(|text| text.format);
+        let text_format = request.text.and_then(|text| text.format).map(|format| ("text.format", format));
         let route = RouteParams::new(Prompt::Conversation(conversation), request.max_output_tokens);
         let route = RouteParams { text_format, tools, ..route };
-        Ok(GenerateParams { echoed, ..request.generation.resolve(route, context)? })
+        Ok(GenerateParams { echoed, ..request.generation.resolve(route, context)? }.with_thinking(thinking))
     }
 }

@@ -6,14 +6,11 @@ use serde_json::{Value, json};
 
 use super::{
     prompt::check_id,
-    schema::{
-        FieldType, Location, Modify, counted, custom, integer, integer_from, nullable, number, shape,
-        string_list,
-    },
+    schema::{FieldType, Location, Modify, counted, custom, integer, nullable, number, shape, string_list},
 };
 use crate::{
     http::field_error::FieldError,
-    job::{Dry, Sampling},
+    job::{Dry, Sampling, SamplingDefaults},
 };
 
 /// Range of distinct seeds. OpenAI's may be negative.
@@ -33,18 +30,19 @@ const DEFAULT_BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
 shape! {
     /// Fields that control how a token is picked.
     pub(crate) struct SamplingFields {
-        /// 0 always picks the most probable token. The default is 1, and 0 on `/generate-lite`.
+        /// 0 always picks the most probable token. The default is that of the model's `generation_config.json`, else 1, and 0 on
+        /// `/generate-lite`. The model's file has defaults for `top_p`, `top_k`, `min_p` and `repetition_penalty` as well.
         temperature: Option<f32> = number(0.0..=2.0).optional();
         /// Keeps the most probable tokens that together have this probability.
-        top_p: f32 = number(0.0..=1.0).or(1.0);
+        top_p: Option<f32> = number(0.0..=1.0).optional();
         /// Number of most probable tokens to sample from; 0 and -1 keep all.
-        top_k: i128 = integer_from(0).or(0).unset_at("-1");
+        top_k: Option<i128> = top_k().optional();
         /// Keeps tokens at least this fraction as probable as the most probable one.
-        min_p: f32 = number(0.0..=1.0).or(0.0);
+        min_p: Option<f32> = number(0.0..=1.0).optional();
         /// Locally typical sampling; 1 is off.
         typical_p: f32 = number(0.0..=1.0).or(1.0);
         /// Divides the logits of tokens that the prompt or the answer already has; 1 is off.
-        repetition_penalty: f32 = number(0.1..=10.0).or(1.0);
+        repetition_penalty: Option<f32> = number(0.1..=10.0).optional();
         /// Subtracted from the logits of tokens that the answer already has.
         presence_penalty: f32 = number(-2.0..=2.0).or(0.0);
         /// Subtracted once for every time that the answer already has the token.
@@ -63,6 +61,11 @@ shape! {
         /// random.
         seed: Option<i128> = integer(SEEDS).optional().unset_at("-1");
     }
+}
+
+/// -1 keeps all tokens, also if the model has another default.
+fn top_k() -> impl FieldType<Value = i128> {
+    integer(-1..=i128::from(i64::MAX)).map(|top_k| top_k.max(0))
 }
 
 fn breakers() -> impl FieldType<Value = Vec<String>> {
@@ -139,11 +142,11 @@ fn read_pair(value: Value, at: &Location) -> Result<(u32, Value), FieldError> {
 }
 
 impl SamplingFields {
-    /// The parameters for a model with this `vocabulary`, and the sequence breakers of DRY, which are not tokens yet.
+    /// The parameters for a model with this `vocabulary` and these defaults, and the sequence breakers of DRY, which are not tokens yet.
     pub(crate) fn resolve(
         self,
         vocabulary: usize,
-        default_temperature: f32,
+        defaults: SamplingDefaults,
     ) -> Result<(Sampling, Vec<String>), FieldError> {
         for (token, _) in &self.logit_bias {
             check_id(*token, &format_args!("logit_bias.{token}"), vocabulary)?;
@@ -151,18 +154,19 @@ impl SamplingFields {
         let (multiplier, base, allowed_length) =
             (self.dry_multiplier, self.dry_base, self.dry_allowed_length);
         let dry = Dry { multiplier, base, allowed_length, breakers: Vec::new() };
+        let top_k = self.top_k.map(|top_k| usize::try_from(top_k).unwrap_or(usize::MAX));
         let sampling = Sampling {
             logit_bias: self.logit_bias,
-            repetition_penalty: self.repetition_penalty,
+            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             dry: (multiplier > 0.0).then_some(dry),
-            temperature: self.temperature.unwrap_or(default_temperature),
-            top_k: usize::try_from(self.top_k).unwrap_or(usize::MAX).min(vocabulary),
+            temperature: self.temperature.or(defaults.temperature).unwrap_or(1.0),
+            top_k: top_k.or(defaults.top_k).unwrap_or(0).min(vocabulary),
             typical_p: self.typical_p,
             // OpenAI allows 0, which must still leave the most probable token.
-            top_p: self.top_p.max(f32::MIN_POSITIVE),
-            min_p: self.min_p,
+            top_p: self.top_p.or(defaults.top_p).unwrap_or(1.0).max(f32::MIN_POSITIVE),
+            min_p: self.min_p.or(defaults.min_p).unwrap_or(0.0),
             seed: self.seed.map_or_else(random_seed, seed_bits),
         };
         Ok((sampling, self.dry_sequence_breakers))

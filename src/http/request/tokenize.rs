@@ -7,6 +7,7 @@ use super::{
     messages::messages,
     prompt::token_ids,
     schema::{Modify, boolean, shape, string},
+    thinking::ThinkingFields,
     tool_definitions::{Tool, chat_tools},
 };
 use crate::{http::field_error::FieldError, text::Conversation};
@@ -14,6 +15,7 @@ use crate::{http::field_error::FieldError, text::Conversation};
 shape! {
     /// A request of `/tokenize`: one of `content`, `prompt` and `messages`.
     pub(crate) struct TokenizeRequest {
+        ..thinking: ThinkingFields;
         _model as "model": Option<String> = string().optional();
         /// A text, which gets no special tokens unless `add_special` is true.
         content: Option<String> = string().optional();
@@ -43,6 +45,7 @@ shape! {
 shape! {
     /// A request of `/apply-template`.
     pub(crate) struct ApplyTemplateRequest {
+        ..thinking: ThinkingFields;
         _model as "model": Option<String> = string().optional();
         messages: Conversation = messages();
         /// Functions that the chat template shows to the model.
@@ -62,6 +65,10 @@ impl TokenizeRequest {
     pub(crate) fn source(self) -> Result<Source, FieldError> {
         let add_special = self.add_special.or(self.add_special_tokens);
         let conversation = with_tools(self.messages, self.tools)?;
+        let conversation = match conversation {
+            Some(conversation) => Some(self.thinking.apply(conversation)?.0),
+            None => None,
+        };
         match (self.content, self.prompt, conversation) {
             (Some(text), None, None) => Ok(Source::Text { text, add_special: add_special.unwrap_or(false) }),
             (None, Some(text), None) => Ok(Source::Text { text, add_special: add_special.unwrap_or(true) }),
@@ -79,8 +86,13 @@ impl TokenizeRequest {
 }
 
 impl ApplyTemplateRequest {
-    pub(crate) fn conversation(self) -> Conversation {
-        Conversation { tools: definitions(self.tools), ..self.messages }
+    /// The conversation.
+    ///
+    /// # Errors
+    /// When fields contradict each other.
+    pub(crate) fn conversation(self) -> Result<Conversation, FieldError> {
+        let conversation = Conversation { tools: definitions(self.tools), ..self.messages };
+        Ok(self.thinking.apply(conversation)?.0)
     }
 }
 

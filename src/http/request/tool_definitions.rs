@@ -8,13 +8,14 @@ use super::{
     compat,
     messages::function_kind,
     schema::{
-        FieldType, Location, Modify, array, boolean, either, json_object, object, one_of, shape, string,
+        FieldType, JsonType, Location, Modify, Schemas, array, boolean, either, json_object, object, one_of,
+        shape, string,
     },
 };
 use crate::http::field_error::FieldError;
 
 /// Most tools of one request.
-const MAX_TOOLS: usize = 128;
+pub(super) const MAX_TOOLS: usize = 128;
 
 /// Longest name of a tool, in bytes.
 const MAX_NAME_BYTES: usize = 64;
@@ -93,8 +94,33 @@ pub(crate) fn chat_tools() -> impl FieldType<Value = Vec<Tool>> {
 
 /// `tools` of responses.
 pub(crate) fn response_tools() -> impl FieldType<Value = Vec<Tool>> {
-    let tool = object::<ResponseTool>().try_map(|tool, at| Ok(tool.definition.into_tool(at)));
-    array(tool).items(0..=MAX_TOOLS).try_map(with_unique_names)
+    let tools = array(ResponseTools).items(0..=MAX_TOOLS);
+    tools.map(|tools| tools.into_iter().flatten().collect()).try_map(with_unique_names)
+}
+
+/// One of `tools` of responses; `None` for a tool that OpenAI's servers run, or that is not a function. Clients send them to any
+/// server, so they are left out with a warning.
+struct ResponseTools;
+
+impl FieldType for ResponseTools {
+    type Value = Option<Tool>;
+    const JSON: JsonType = JsonType::Object;
+
+    fn read(&self, value: Value, at: &Location) -> Result<Option<Tool>, FieldError> {
+        let kind = value.get("type").and_then(Value::as_str);
+        if kind.is_some_and(|kind| kind != "function") {
+            at.ignore();
+            return Ok(None);
+        }
+        let tool = object::<ResponseTool>().read(value, at)?;
+        Ok(Some(tool.definition.into_tool(at)))
+    }
+
+    fn schema(&self, schemas: &mut Schemas) -> Value {
+        let own = object::<ResponseTool>().schema(schemas);
+        let kind = json!({ "type": "string", "not": { "enum": ["function"] } });
+        json!({ "oneOf": [own, { "type": "object", "properties": { "type": kind }, "required": ["type"] }] })
+    }
 }
 
 /// `tool_choice`.
@@ -135,7 +161,7 @@ fn tool_name(name: String, at: &Location) -> Result<String, FieldError> {
     Err(at.invalid(message))
 }
 
-fn with_unique_names(tools: Vec<Tool>, _: &Location) -> Result<Vec<Tool>, FieldError> {
+pub(super) fn with_unique_names(tools: Vec<Tool>, _: &Location) -> Result<Vec<Tool>, FieldError> {
     let mut names = HashSet::new();
     match tools.iter().find(|tool| !names.insert(tool.name.as_str())) {
         None => Ok(tools),
@@ -156,6 +182,28 @@ impl ToolFunction {
 impl FunctionDefinition {
     fn into_tool(self, at: &Location) -> Tool {
         let Self { name, description, parameters, strict } = self;
+        Self::definition_of(name, description, parameters, strict, at.path())
+    }
+
+    /// A tool of an API that has other names for the fields.
+    pub(super) fn tool(
+        name: String,
+        description: Option<String>,
+        parameters: Option<Map<String, Value>>,
+        strict: bool,
+        at: &Location,
+    ) -> Result<Tool, FieldError> {
+        let name = tool_name(name, &at.field("name"))?;
+        Ok(Self::definition_of(name, description, parameters, strict, at.path()))
+    }
+
+    fn definition_of(
+        name: String,
+        description: Option<String>,
+        parameters: Option<Map<String, Value>>,
+        strict: bool,
+        path: &str,
+    ) -> Tool {
         let mut function = Map::new();
         function.insert("name".into(), name.clone().into());
         function.extend(description.map(|description| ("description".to_owned(), description.into())));
@@ -163,7 +211,7 @@ impl FunctionDefinition {
         let no_arguments = || json!({ "type": "object", "properties": {}, "additionalProperties": false });
         let schema = parameters.map_or_else(no_arguments, Value::Object);
         let definition = json!({ "type": "function", "function": function });
-        Tool { name, definition, schema, strict, path: at.path().to_owned() }
+        Tool { name, definition, schema, strict, path: path.to_owned() }
     }
 }
 

@@ -4,15 +4,17 @@
 //! |---|---|---|
 //! | `none` | text; the model does not see the tools | |
 //! | `auto` | text or calls | match the schema for tools with `strict` |
-//! | `required`, or a function by its name | only calls | match the schema |
+//! | `required` | only calls, at most 32 | match the schema |
+//! | a function by its name | one call of it | match the schema |
 //!
-//! A grammar enforces the schemas. It refuses keywords that it does not know, and `strict` where
-//! calls begin with a special token, which a grammar over text cannot allow. Without a grammar a call is what the model
-//! wrote, and may be invalid.
+//! A grammar enforces the schemas. It refuses keywords that it does not know. With `auto` it cannot enforce `strict` where calls
+//! begin with a special token, which a grammar over text cannot allow. Without a grammar a call is what the model wrote, and
+//! may be invalid.
 
 use serde_json::{Value, json};
 
 use super::{
+    closed_objects::closed,
     response_format::OutputConstraint,
     tool_definitions::{Tool, ToolChoice},
 };
@@ -20,22 +22,21 @@ use crate::{
     constraint,
     http::field_error::FieldError,
     job::Constraint,
-    text::{Calls, Conversation, Text, ToolCallParserOptions, ToolFormat, ToolSupport},
+    text::{Calls, Conversation, Text, ToolCallParserOptions, ToolFormat, ToolSignature},
 };
 
 /// How a model supports tools.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ToolContext {
-    pub(crate) support: ToolSupport,
+    pub(crate) format: &'static ToolFormat,
     /// Calls begin with a special token.
     pub(crate) is_marker_special: bool,
 }
 
 impl From<&Text> for ToolContext {
     fn from(text: &Text) -> Self {
-        let support = text.tools();
-        let marker = if let ToolSupport::Read(format) = support { format.marker() } else { "" };
-        Self { support, is_marker_special: text.is_special(marker) }
+        let format = text.tools().format();
+        Self { format, is_marker_special: text.is_special(format.marker()) }
     }
 }
 
@@ -65,35 +66,26 @@ impl ToolSet {
             }
             _ => {}
         }
-        Ok(Some(Self { tools, choice, single: !parallel }))
+        let single = !parallel || matches!(choice, ToolChoice::Named { .. });
+        Ok(Some(Self { tools, choice, single }))
     }
 
     /// Adds the tools to what the chat template sees.
     pub(crate) fn add_to(&self, conversation: Conversation, context: &ToolContext) -> Conversation {
         let tools = self.tools.iter().map(|tool| tool.definition.clone()).collect();
-        let answer_prefix = match context.support {
-            ToolSupport::Read(format) if self.is_required() => format.answer_prefix(),
-            _ => "",
-        };
-        Conversation { tools, answer_prefix, ..conversation }
+        let answer_prefix = if self.is_required() { context.format.answer_prefix() } else { "" };
+        Conversation { tools, answer_prefix: answer_prefix.into(), ..conversation }
     }
 
-    /// How calls are read, and the constraint on the answer if any call must match a schema. `None` where the model has no
-    /// tools: the chat template then refuses the conversation and names the model.
+    /// How calls are read, and the constraint on the answer if any call must match a schema.
     pub(crate) fn calls(
         &self,
         context: &ToolContext,
-    ) -> Result<Option<(ToolCallParserOptions, Option<OutputConstraint>)>, FieldError> {
-        let format = match context.support {
-            ToolSupport::None => return Ok(None),
-            ToolSupport::Read(format) => format,
-            ToolSupport::UnknownFormat => return Err(unsupported_format()),
-        };
-        let constraint = self.constraint(format, context)?;
-        let names = self.allowed().map(|tool| tool.name.clone()).collect();
-        let reading =
-            ToolCallParserOptions { format, names, single: self.single, opened: self.is_required() };
-        Ok(Some((reading, constraint)))
+    ) -> Result<(ToolCallParserOptions, Option<OutputConstraint>), FieldError> {
+        let (format, single, opened) = (context.format, self.single, self.is_required());
+        let constraint = self.constraint(context)?;
+        let tools = self.allowed().map(|tool| ToolSignature::new(tool.name.as_str(), &tool.schema)).collect();
+        Ok((ToolCallParserOptions { format, tools, single, opened }, constraint))
     }
 
     fn is_required(&self) -> bool {
@@ -114,16 +106,10 @@ impl ToolSet {
         tool.strict || self.is_required()
     }
 
-    fn constraint(
-        &self,
-        format: &ToolFormat,
-        context: &ToolContext,
-    ) -> Result<Option<OutputConstraint>, FieldError> {
-        let Some(first) = self.allowed().find(|tool| self.is_enforced(tool)) else { return Ok(None) };
-        if !self.is_required() && context.is_marker_special {
-            let message = "cannot be enforced with tool_choice \"auto\": calls of this model begin with a special token; \
-                           send tool_choice \"required\" or a function's name, or leave strict out";
-            return Err(FieldError::value(format!("{}.strict", first.path), message));
+    fn constraint(&self, context: &ToolContext) -> Result<Option<OutputConstraint>, FieldError> {
+        let is_possible = self.is_required() || !context.is_marker_special;
+        if !is_possible || !self.allowed().any(|tool| self.is_enforced(tool)) {
+            return Ok(None);
         }
         let (mut parts, mut embedded) = (Vec::new(), Vec::new());
         for tool in self.allowed() {
@@ -133,23 +119,18 @@ impl ToolSet {
                 schema = object_schema(&tool.schema, &path)?;
                 parts.push((path, Constraint::Schema(schema.to_string())));
             }
-            embedded.push((tool.name.as_str(), constraint::embedded(schema).to_string()));
+            embedded.push((tool.name.as_str(), schema));
         }
         let calls = Calls { required: self.is_required(), single: self.single };
-        let constraint = Constraint::Lark(format.grammar(calls, embedded.into_iter()));
+        let tools = embedded.iter().map(|(name, schema)| (*name, schema));
+        let constraint = Constraint::Lark(context.format.grammar(calls, tools, constraint::embedded));
         Ok(Some(OutputConstraint { constraint, param: "tools".into(), parts }))
     }
 }
 
-fn unsupported_format() -> FieldError {
-    let message = "this model's format of calls is not supported; those of Hermes and Qwen, Llama 3 and Mistral are. Leave \
-                   the tools out, or send tool_choice \"none\"";
-    FieldError::value("tools", message)
-}
-
 /// The schema of arguments, which are always an object.
 fn object_schema(schema: &Value, path: &str) -> Result<Value, FieldError> {
-    let mut schema = schema.clone();
+    let mut schema = closed(schema.clone());
     match schema.get("type") {
         None => schema["type"] = "object".into(),
         Some(kind) if kind == "object" => {}
@@ -168,6 +149,7 @@ mod tests {
         schema::{Fields, Modify, boolean},
         tool_definitions::{chat_tools, tool_choice},
     };
+    use crate::text::ToolSupport;
 
     fn take(body: &Value) -> Result<Option<ToolSet>, FieldError> {
         let mut fields = Fields::parse(body.to_string().as_bytes()).unwrap();
@@ -205,17 +187,16 @@ mod tests {
     }
 
     #[test]
-    fn strict_is_refused_where_a_model_chooses_and_calls_begin_with_a_special_token() {
+    fn strict_is_not_enforced_where_a_model_chooses_and_calls_begin_with_a_special_token() {
         let calls = |choice: &str| {
-            let support = ToolSupport::of("{{ tools }}[TOOL_CALLS]");
-            let context = ToolContext { support, is_marker_special: true };
+            let format = ToolSupport::of("{{ tools }}[TOOL_CALLS]").format();
+            let context = ToolContext { format, is_marker_special: true };
             let body = with(&json!({ "name": "a", "strict": true }));
             let body = json!({ "tools": body["tools"], "tool_choice": choice });
             take(&body).unwrap().unwrap().calls(&context)
         };
-        let error = calls("auto").unwrap_err();
-        assert_eq!((error.param(), error.code()), ("tools[0].function.strict", "invalid_value"));
-        assert!(calls("required").unwrap().unwrap().1.is_some());
+        assert!(calls("auto").unwrap().1.is_none());
+        assert!(calls("required").unwrap().1.is_some());
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Inbox {
     /// Receives the next job; or, while one waits, answers it when it is cancelled and hands it back when it is recalled. Does
     /// not complete while nothing happens, so it can be a branch of a `select!`.
     pub(super) async fn receive(&mut self) {
-        if let Some(request) = self.waiting.take_if(|request| request.cancel.is_cancelled()) {
+        if let Some(request) = self.waiting.take_if(|request| request.is_cancelled()) {
             return request.answer_cancelled();
         }
         if let Some(request) = self.waiting.take_if(|request| request.recall.is_cancelled()) {
@@ -32,7 +32,7 @@ impl Inbox {
         }
         if let Some(request) = &self.waiting {
             tokio::select! {
-                () = request.cancel.cancelled() => {}
+                () = request.cancelled() => {}
                 () = request.recall.cancelled() => {}
             }
             return;

@@ -20,15 +20,14 @@ impl Supervisor {
         worker: &mut ActiveWorker,
         mut request: JobRequest,
     ) -> Result<(), WorkerLoss> {
-        if request.cancel.is_cancelled() {
+        if request.is_cancelled() {
             request.answer_cancelled();
             return Ok(());
         }
         request.history.began.get_or_insert_with(Instant::now);
-        let model = request.job.model.clone();
+        let model = request.model();
         if !self.models.is_loaded(&model) {
-            // A client that has left cancels the job through its token.
-            let _ = request.events.send(Event::Loading);
+            request.send_to_all(&Event::Loading);
             request.history.is_loading = true;
             match self.load(worker, &model).await {
                 Ok(Ok(())) => {}
@@ -44,7 +43,7 @@ impl Supervisor {
             }
         }
         // A resumed job does not wait for prompts that it may not need.
-        if request.job.lost == 0
+        if request.lost() == 0
             && let Err(loss) = self.restore_lost(worker, Some(&model)).await
         {
             self.inbox.waiting = Some(request);
@@ -63,27 +62,28 @@ impl Supervisor {
         mut request: JobRequest,
     ) -> Result<(), WorkerLoss> {
         if std::mem::take(&mut request.history.is_loading) {
-            let _ = request.events.send(Event::Loaded);
+            request.send_to_all(&Event::Loaded);
         }
-        let model = request.job.model.clone();
+        let model = request.model();
         let watchdog = self.watchdogs.of(&model, &self.config);
+        // Jobs that have ended leave the request.
+        let keep_alive = request.first().and_then(|job| job.keep_alive);
         let outcome = request.run_on(&mut worker.process, watchdog, self.config.spec.prefill_chunk).await;
         self.models.touch(&model, Instant::now());
-        if let Some(keep_alive) = request.job.keep_alive {
+        if let Some(keep_alive) = keep_alive {
             self.models.keep(&model, keep_alive);
         }
         match outcome {
-            Ok(mut end) => {
-                if let Ok(finish) = &mut end {
-                    request.correct(&mut finish.timings);
+            Ok(memory) => {
+                if let Some(memory) = memory {
                     self.failures = 0;
                     worker.jobs += 1;
                     worker.idle_since = Instant::now();
-                    worker.memory = finish.memory.after;
-                    self.metrics.set_peaks(&finish.memory);
+                    worker.memory = memory.after;
+                    self.metrics.set_peaks(&memory);
                     self.publish_memory(worker.memory);
                 }
-                request.answer(end);
+                request.answer(Ok(()));
                 Ok(())
             }
             Err(loss) => {
@@ -95,11 +95,12 @@ impl Supervisor {
 
     /// Keeps a job for the next worker, or fails it when it has lost too many.
     fn keep_or_fail(&mut self, mut request: JobRequest, loss: &WorkerLoss) {
-        request.job.lost += 1;
-        match policy::after_loss(request.job.lost) {
+        request.jobs.iter_mut().for_each(|grouped| grouped.job.lost += 1);
+        match policy::after_loss(request.lost()) {
             AfterLoss::Resume => {
                 self.metrics.resumed.inc();
-                let (job, tokens) = (request.job.id.0, request.job.answer.len());
+                let job = request.first().map_or(0, |job| job.id.0);
+                let tokens: usize = request.jobs.iter().map(|grouped| grouped.job.answer.len()).sum();
                 tracing::warn!(
                     event = "job_resumed",
                     job,
@@ -110,7 +111,7 @@ impl Supervisor {
             }
             AfterLoss::Fail => {
                 let message =
-                    format!("{} workers in a row ended while running it: {}", request.job.lost, loss.reason);
+                    format!("{} workers in a row ended while running it: {}", request.lost(), loss.reason);
                 request.answer(Err(Failure::WorkerLost { message }));
             }
         }

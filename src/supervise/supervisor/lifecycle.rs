@@ -85,7 +85,7 @@ impl Supervisor {
     /// After several losses during loading it starts without a model, so that jobs for other models can run.
     fn models_to_preload(&self) -> Vec<ModelId> {
         match &self.inbox.waiting {
-            Some(request) => vec![request.job.model.clone()],
+            Some(request) => vec![request.model()],
             None if policy::gives_up_on_model(self.load_losses, self.has_several_models()) => Vec::new(),
             None => self.preload.clone(),
         }
@@ -96,7 +96,7 @@ impl Supervisor {
         if policy::gives_up_on_model(self.load_losses, self.has_several_models())
             && let Some(request) = self.inbox.waiting.take()
         {
-            let model = request.job.model.clone();
+            let model = request.model();
             let message = format!("{} workers in a row ended while loading it: {reason}", self.load_losses);
             request.answer(Err(Failure::Model { model, message }));
         }

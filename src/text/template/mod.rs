@@ -33,7 +33,27 @@ use minijinja::{Environment, Error, ErrorKind, Value, context, value::Serde};
 use serde_json::Map;
 
 use self::{environment::FUEL, globals::Raised};
-use super::{Arguments, Message, TextError, ToolCall};
+use super::{Arguments, Message, PromptEnding, TextError, ToolCall};
+
+/// Names of a message's reasoning in templates, beside `reasoning_content`.
+const REASONING_NAMES: [&str; 2] = ["reasoning", "thinking"];
+
+/// What a template renders.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TemplateInput<'a> {
+    pub(super) messages: &'a [Message],
+    pub(super) tools: &'a [serde_json::Value],
+    /// Further variables, if there are any.
+    pub(super) variables: Option<&'a Map<String, serde_json::Value>>,
+    pub(super) ending: PromptEnding,
+}
+
+impl<'a> TemplateInput<'a> {
+    /// Messages before the assistant's next one.
+    pub(super) fn of(messages: &'a [Message], tools: &'a [serde_json::Value]) -> Self {
+        Self { messages, tools, variables: None, ending: PromptEnding::NextMessage }
+    }
+}
 
 /// OpenAI's newer name for the system role.
 const DEVELOPER: &str = "developer";
@@ -47,6 +67,8 @@ pub(super) struct ChatTemplate {
     tokens: BTreeMap<String, String>,
     /// Whether it distinguishes the developer role from the system role.
     knows_developer: bool,
+    /// The names of a message's reasoning that it reads.
+    reasoning_names: Vec<&'static str>,
     /// The content of a message that only has calls; determined when the first one is rendered.
     content_of_calls: OnceLock<Option<String>>,
 }
@@ -57,50 +79,65 @@ impl ChatTemplate {
         let mut environment = environment::new()?;
         environment.add_template_owned(NAME, syntax::translate(source)?)?;
         let knows_developer = source.contains(DEVELOPER);
-        Ok(Self { environment, tokens, knows_developer, content_of_calls: OnceLock::new() })
+        let is_read = |name: &&str| {
+            [format!(".{name}"), format!("'{name}'"), format!("\"{name}\"")]
+                .iter()
+                .any(|read| source.contains(read))
+        };
+        let reasoning_names = REASONING_NAMES.into_iter().filter(is_read).collect();
+        Ok(Self { environment, tokens, knows_developer, reasoning_names, content_of_calls: OnceLock::new() })
     }
 
-    /// The text that asks the model for the next answer.
-    pub(super) fn render(
-        &self,
-        messages: &[Message],
-        tools: &[serde_json::Value],
-    ) -> Result<String, TextError> {
-        let mut messages = messages.to_vec();
+    /// The text of a conversation.
+    pub(super) fn render(&self, given: TemplateInput<'_>) -> Result<String, TextError> {
+        let mut messages = given.messages.to_vec();
         self.rename_developers(&mut messages);
         self.fill_empty_contents(&mut messages);
-        match self.render_exactly(&messages, tools) {
-            Err(error @ TextError::TemplateFailed { .. }) => {
-                self.render_leniently(&messages, tools).ok_or(error)
-            }
+        self.add_reasoning_names(&mut messages);
+        let last = messages.last().and_then(|message| message.content.clone()).unwrap_or_default();
+        let given = TemplateInput { messages: &messages, ..given };
+        let text = match self.render_exactly(given) {
+            Err(error @ TextError::TemplateFailed { .. }) => self.render_leniently(given).ok_or(error),
             rendered => rendered,
-        }
+        }?;
+        if given.ending == PromptEnding::ContinueLast { up_to_last(text, &last) } else { Ok(text) }
     }
 
     /// Renders messages as they are.
-    fn render_exactly(&self, messages: &[Message], tools: &[serde_json::Value]) -> Result<String, TextError> {
+    fn render_exactly(&self, given: TemplateInput<'_>) -> Result<String, TextError> {
         // `apply_chat_template` passes None for absent tools and documents, and templates expect that: some test `tools is none`,
         // some `tools is defined and tools`.
-        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
-        self.render_values(Value::from(Serde(messages)), tools)
+        let tools = if given.tools.is_empty() { Value::from(()) } else { Value::from(Serde(given.tools)) };
+        self.render_values(Value::from(Serde(given.messages)), tools, given)
     }
 
     /// Renders a template that fails with the values of `transformers` with those of llama-server.
-    fn render_leniently(&self, messages: &[Message], tools: &[serde_json::Value]) -> Option<String> {
-        let tools = lenient::tools(tools);
-        let exact = self.render_values(Value::from(Serde(messages)), tools.clone());
+    fn render_leniently(&self, given: TemplateInput<'_>) -> Option<String> {
+        let tools = lenient::tools(given.tools);
+        let exact = self.render_values(Value::from(Serde(given.messages)), tools.clone(), given);
         exact.ok().or_else(|| {
-            let has_calls = messages.iter().any(|message| !message.tool_calls.is_empty());
-            let messages = has_calls.then(|| lenient::with_text_arguments(messages)).flatten()?;
-            self.render_values(messages, tools).ok()
+            let has_calls = given.messages.iter().any(|message| !message.tool_calls.is_empty());
+            let messages = has_calls.then(|| lenient::with_text_arguments(given.messages)).flatten()?;
+            self.render_values(messages, tools, given).ok()
         })
     }
 
-    fn render_values(&self, messages: Value, tools: Value) -> Result<String, TextError> {
+    fn render_values(
+        &self,
+        messages: Value,
+        tools: Value,
+        given: TemplateInput<'_>,
+    ) -> Result<String, TextError> {
         let conversation = context! {
-            messages => messages, add_generation_prompt => true, tools => tools, documents => Value::from(()),
+            messages => messages, add_generation_prompt => given.ending == PromptEnding::NextMessage, tools => tools,
+            documents => Value::from(()),
         };
-        let context = context! { ..conversation, ..Value::from(Serde(&self.tokens)) };
+        let variables =
+            given.variables.map_or_else(|| context! {}, |variables| Value::from(Serde(variables)));
+        // Of two values with the same name the first counts, so no variable of a request replaces the conversation.
+        let context = context! {
+            ..conversation, ..variables, ..Value::from(Serde(&self.tokens))
+        };
         let template = self.environment.get_template(NAME);
         template.and_then(|template| template.render(context)).map_err(to_text_error)
     }
@@ -112,6 +149,16 @@ impl ChatTemplate {
             messages.iter_mut().filter(|message| !self.knows_developer && message.role == DEVELOPER)
         {
             message.role = "system".into();
+        }
+    }
+
+    /// Repeats a message's reasoning under the further names that the template reads.
+    fn add_reasoning_names(&self, messages: &mut [Message]) {
+        for message in messages.iter_mut() {
+            let Some(reasoning) = message.reasoning.clone() else { continue };
+            let aliases =
+                self.reasoning_names.iter().map(|name| ((*name).to_owned(), reasoning.clone().into()));
+            message.reasoning_aliases.extend(aliases);
         }
     }
 
@@ -134,11 +181,30 @@ impl ChatTemplate {
         let call = ToolCall::new(Some(PROBE.into()), PROBE, Arguments::Object(Map::new()));
         let writes_the_call = |content: Option<String>| {
             let calls = Message { content, tool_calls: vec![call.clone()], ..Message::new("assistant", "") };
-            let text = self.render_exactly(&[Message::new("user", "a"), calls], &[]);
+            let messages = [Message::new("user", "a"), calls];
+            let given = TemplateInput::of(&messages, &[]);
+            let text = self.render_exactly(given);
             text.is_ok_and(|text| text.contains(PROBE))
         };
         let empty = Some(String::new());
         if !writes_the_call(empty.clone()) && writes_the_call(None) { None } else { empty }
+    }
+}
+
+/// The text up to the end of the last message's content, as `transformers` does for `continue_final_message`.
+fn up_to_last(mut text: String, last: &str) -> Result<String, TextError> {
+    let trimmed = last.trim();
+    let end =
+        text.rfind(last).map(|at| at + last.len()).or_else(|| Some(text.rfind(trimmed)? + trimmed.len()));
+    match end.filter(|_| !trimmed.is_empty()) {
+        Some(end) => {
+            text.truncate(end);
+            Ok(text)
+        }
+        None => Err(TextError::TemplateFailed {
+            message: "the last message, which the answer continues, is empty or missing in the rendered text"
+                .into(),
+        }),
     }
 }
 

@@ -11,7 +11,7 @@ fn messages(contents: &[(&str, &str)]) -> Vec<Message> {
 fn render(source: &str) -> Result<String, TextError> {
     let tokens = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
     let chat = [("system", " Be brief. "), ("user", "a <b> & 'c'\nनमस्ते")];
-    ChatTemplate::compile(source, tokens).unwrap().render(&messages(&chat), &[])
+    ChatTemplate::compile(source, tokens).unwrap().render(TemplateInput::of(&messages(&chat), &[]))
 }
 
 #[test]
@@ -24,7 +24,10 @@ fn blocks_are_trimmed_as_transformers_trims_them() {
 fn a_developer_is_the_system_to_a_template_that_does_not_know_one() {
     let render = |source| {
         let messages = messages(&[("developer", "a"), ("user", "b")]);
-        ChatTemplate::compile(source, BTreeMap::new()).unwrap().render(&messages, &[]).unwrap()
+        ChatTemplate::compile(source, BTreeMap::new())
+            .unwrap()
+            .render(TemplateInput::of(&messages, &[]))
+            .unwrap()
     };
     let all = "{% for m in messages %}{{ m.role }} {% endfor %}";
     assert_eq!(render(all), "system user ");
@@ -67,7 +70,7 @@ fn tools_and_calls_are_lists_and_arguments_an_object() {
         Message { tool_call_id: Some("id".into()), ..Message::new("tool", "4") },
     ];
     let tools = [json!({ "type": "function", "function": { "name": "add" } })];
-    let rendered = template.render(&messages, &tools).unwrap();
+    let rendered = template.render(TemplateInput::of(&messages, &tools)).unwrap();
     assert_eq!(rendered, "add False{\"b\": 1, \"a\": \"é\"}b=1a=éid");
 }
 
@@ -75,7 +78,7 @@ fn tools_and_calls_are_lists_and_arguments_an_object() {
 fn a_template_that_loops_over_absent_tools_renders_without_tools() {
     let source = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}{{ messages[0].content }}";
     let rendered = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
-    assert_eq!(rendered.render(&[Message::new("user", "x")], &[]).unwrap(), "x");
+    assert_eq!(rendered.render(TemplateInput::of(&[Message::new("user", "x")], &[])).unwrap(), "x");
 }
 
 #[test]
@@ -83,7 +86,10 @@ fn a_template_that_joins_a_description_renders_a_tool_that_has_none() {
     let source = "{% for t in tools %}{{ t.function.name + ': ' + t.function.description }} {{ t.function.parameters.type }}{% endfor %}";
     let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
     let tools = [json!({ "type": "function", "function": { "name": "add" } })];
-    assert_eq!(template.render(&[Message::new("user", "x")], &tools).unwrap(), "add:  object");
+    assert_eq!(
+        template.render(TemplateInput::of(&[Message::new("user", "x")], &tools)).unwrap(),
+        "add:  object"
+    );
 }
 
 #[test]
@@ -96,7 +102,7 @@ fn a_template_that_joins_arguments_renders_them_as_they_were_written() {
         for text in [r#"{"a": True"#, r#"{"b":1.0, "a": 2}"#] {
             let call = ToolCall::new(None, "add", Arguments::Written(text.into()));
             let message = Message { tool_calls: vec![call], ..Message::new("assistant", "") };
-            assert_eq!(template.render(&[message], &[]).unwrap(), format!("call {text}"));
+            assert_eq!(template.render(TemplateInput::of(&[message], &[])).unwrap(), format!("call {text}"));
         }
     }
 }
@@ -149,7 +155,12 @@ fn arguments_that_a_model_wrote_are_written_as_they_are_and_looked_into_as_an_ob
     let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
     let render = |text: &str| {
         let call = ToolCall::new(None, "add", Arguments::Written(text.into()));
-        template.render(&[Message { tool_calls: vec![call], ..Message::new("assistant", "") }], &[]).unwrap()
+        template
+            .render(TemplateInput::of(
+                &[Message { tool_calls: vec![call], ..Message::new("assistant", "") }],
+                &[],
+            ))
+            .unwrap()
     };
     let object = r#"{"b":1.0,"a":"\u00e9"}"#;
     assert_eq!(render(object), format!(r#"{{"name": "add", "arguments": {object}}} {object} b=1.0 a=é"#));
@@ -172,7 +183,10 @@ fn content_that_is_null_reaches_a_template_as_an_empty_string() {
     let source = "{% for message in messages %}{{ message.role }}{% if '</think>' in message.content %}!{% endif %}\
          {{ message.content.strip() }}{% for call in message.tool_calls %}[{{ call.function.name }}]{% endfor %} {% endfor %}";
     let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
-    assert_eq!(template.render(&with_a_call_alone(), &[]).unwrap(), "userx assistant[add] tool4 ");
+    assert_eq!(
+        template.render(TemplateInput::of(&with_a_call_alone(), &[])).unwrap(),
+        "userx assistant[add] tool4 "
+    );
 }
 
 #[test]
@@ -180,7 +194,7 @@ fn a_template_that_writes_calls_only_beside_null_gets_null() {
     let source = "{% for message in messages %}{% if message['content'] is none %}{% for call in message.tool_calls %}\
          [{{ call.function.name }}]{% endfor %}{% else %}{{ message.content + ' ' }}{% endif %}{% endfor %}";
     let template = ChatTemplate::compile(source, BTreeMap::new()).unwrap();
-    assert_eq!(template.render(&with_a_call_alone(), &[]).unwrap(), "x [add]4 ");
+    assert_eq!(template.render(TemplateInput::of(&with_a_call_alone(), &[])).unwrap(), "x [add]4 ");
 }
 
 #[test]

@@ -1,36 +1,45 @@
 //! Calls of tools, as models write them.
 //!
-//! A model calls a tool by writing a JSON object with the tool's name and its arguments, in a format that it was trained
-//! on. The chat template shows the model earlier calls in the same format, so the format is recognised by the template's
-//! text. Each format is a file below and a row of [`FORMATS`]; [`ToolCallParser`] parses any of them, and the start rule of a
-//! format is a grammar for the places of calls.
+//! A model calls a tool by writing the tool's name and its arguments in a format that it was trained on. The chat template
+//! shows the model earlier calls in the same format, so the format is recognised by the template's text. Each format is a row
+//! of [`FORMATS`]: the texts around calls, and the syntax of a call, which has a reader. [`ToolCallParser`] parses any of
+//! them, and [`grammar`] makes a grammar for answers that must be calls.
+//!
+//! A template without tools, or with a format that eka does not know, gets [`generic`] instructions, and calls in Hermes' format.
 
 mod format;
-mod hermes;
-mod llama;
-mod mistral;
+mod formats;
+mod gemma;
+mod generic;
+mod grammar;
+mod literal;
+mod named;
 mod object;
 mod parser;
+mod python;
+mod reader;
+mod schema_types;
+mod step;
+mod tagged;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::formats::FORMATS;
+use self::formats::HERMES;
+pub(super) use self::generic::without_tools;
 pub use self::{
     format::{Calls, ToolFormat},
     parser::{AnswerDelta, Call, ToolCallParser, ToolCallParserOptions},
+    schema_types::ToolSignature,
 };
-
-/// All formats, the more particular first.
-pub(super) const FORMATS: [&ToolFormat; 3] = [&hermes::FORMAT, &mistral::FORMAT, &llama::FORMAT];
 
 /// A chat template's support for tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolSupport {
-    /// It ignores tools.
-    None,
-    /// It supports tools, but eka cannot parse its format of calls.
-    UnknownFormat,
+    /// It ignores tools, or eka cannot parse its format of calls: the conversation describes the tools instead.
+    Generic,
     /// It supports tools, with this format of calls.
-    Read(&'static ToolFormat),
+    Native(&'static ToolFormat),
 }
 
 impl ToolSupport {
@@ -38,8 +47,17 @@ impl ToolSupport {
     #[must_use]
     pub fn of(template: &str) -> Self {
         if !template.contains("tools") {
-            return Self::None;
+            return Self::Generic;
         }
-        FORMATS.into_iter().find(|format| (format.is_of)(template)).map_or(Self::UnknownFormat, Self::Read)
+        FORMATS.into_iter().find(|format| (format.is_of)(template)).map_or(Self::Generic, Self::Native)
+    }
+
+    /// The format of calls.
+    #[must_use]
+    pub const fn format(self) -> &'static ToolFormat {
+        match self {
+            Self::Generic => &HERMES,
+            Self::Native(format) => format,
+        }
     }
 }

@@ -4,18 +4,7 @@
 //! follows changes that: a client may have been sent its beginning. Every decision is made at a character, so it does not
 //! depend on how the text was cut into tokens.
 
-/// How far the object has been read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// More is to come.
-    More,
-    /// Its name was read, and more is to come.
-    Named,
-    /// Its last brace was read.
-    Complete,
-    /// The character cannot be part of it.
-    Broken,
-}
+use super::step::{Nesting, Step};
 
 /// Which member of the object a value belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,31 +44,6 @@ enum State {
     AfterValue,
 }
 
-/// The position of a character in a value.
-#[derive(Clone, Copy, Debug, Default)]
-struct Nesting {
-    depth: usize,
-    in_string: bool,
-    escaped: bool,
-}
-
-impl Nesting {
-    fn take(&mut self, c: char) {
-        match c {
-            _ if self.escaped => self.escaped = false,
-            '\\' if self.in_string => self.escaped = true,
-            '"' => self.in_string = !self.in_string,
-            '{' | '[' if !self.in_string => self.depth += 1,
-            '}' | ']' if !self.in_string => self.depth = self.depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-
-    const fn is_over(&self) -> bool {
-        self.depth == 0 && !self.in_string
-    }
-}
-
 impl Object {
     /// The tool's name, once it is complete.
     pub(super) fn name(&self) -> Option<&str> {
@@ -92,13 +56,13 @@ impl Object {
     }
 
     /// Whether it is a call, independent of the text after it.
-    pub(super) const fn is_call(&self) -> bool {
+    const fn is_call(&self) -> bool {
         self.name.is_some() && self.arguments.is_some()
     }
 
-    /// Whether it is a call whose arguments have begun and not ended.
-    pub(super) const fn is_truncated(&self) -> bool {
-        self.is_call() && !self.has_whole_arguments
+    /// Whether its arguments were read to their end.
+    pub(super) const fn has_whole_arguments(&self) -> bool {
+        self.has_whole_arguments
     }
 
     /// Reads the next character.
@@ -147,7 +111,7 @@ impl Object {
     fn next_slot(&self) -> Option<Member> {
         match self.key.as_str() {
             _ if self.is_call() => Some(Member::Other),
-            "name" => self.name.is_none().then_some(Member::Name),
+            "name" | "tool_name" => self.name.is_none().then_some(Member::Name),
             // Models that were trained on one of the names write the other now and then.
             "arguments" | "parameters" => self.arguments.is_none().then_some(Member::Arguments),
             _ => Some(Member::Other),

@@ -2,11 +2,11 @@
 //!
 //! What could become a call is held back until it is one or cannot be one any more. The rules, for every format:
 //!
-//! - **A call** is an object where the format has calls, with the name of one of the request's tools. It counts as a call as soon
-//!   as its name and the beginning of its arguments are read, and is streamed from there on. An object without arguments counts
-//!   when it is complete, with `{}` for arguments.
-//! - **Content** is all other text, unchanged: text around calls, and text that looked like a call but has an unknown name, is
-//!   not an object, or ends before it counts as a call. White space before a marker and after the last call is dropped.
+//! - **A call** has the syntax of the format, at a place where the format has calls, and the name of one of the request's tools.
+//!   It counts as a call as soon as its name and the beginning of its arguments are read, and is streamed from there on. An
+//!   object without arguments counts when it is complete, with `{}` for arguments.
+//! - **Content** is all other text, unchanged: text around calls, and text that looked like a call but has an unknown name, has
+//!   another syntax, or ends before it counts as a call. White space before a marker and after the last call is dropped.
 //! - **An object that is malformed after its arguments** (its last brace is missing or replaced) is a complete call, because
 //!   its arguments are complete. The text after them is parsed as if the object had ended.
 //! - **Unmatched closing brackets** directly after a call's object are dropped.
@@ -19,8 +19,10 @@
 use std::sync::Arc;
 
 use super::{
-    ToolFormat,
-    object::{Object, Step},
+    format::{Syntax, ToolFormat},
+    reader::CallReader,
+    schema_types::ToolSignature,
+    step::Step,
 };
 
 /// The tool calls that an answer may have, and their format.
@@ -28,8 +30,8 @@ use super::{
 pub struct ToolCallParserOptions {
     /// How the model writes them.
     pub format: &'static ToolFormat,
-    /// The names of the tools.
-    pub names: Arc<[String]>,
+    /// The tools.
+    pub tools: Arc<[ToolSignature]>,
     /// The answer ends after one call.
     pub single: bool,
     /// The prompt ended with the format's [answer prefix](ToolFormat::answer_prefix).
@@ -39,6 +41,8 @@ pub struct ToolCallParserOptions {
 /// The content and calls that a piece of text adds to an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AnswerDelta {
+    /// The model's reasoning before its answer.
+    pub reasoning: String,
     /// Text outside of calls.
     pub content: String,
     /// Calls that begin or continue.
@@ -62,11 +66,12 @@ impl AnswerDelta {
     /// Whether nothing was added.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.content.is_empty() && self.calls.is_empty()
+        self.reasoning.is_empty() && self.content.is_empty() && self.calls.is_empty()
     }
 
     /// Adds what comes next.
     pub fn append(&mut self, next: &Self) {
+        self.reasoning.push_str(&next.reasoning);
         self.content.push_str(&next.content);
         for call in &next.calls {
             match self.calls.last_mut() {
@@ -88,6 +93,8 @@ pub struct ToolCallParser {
     held: String,
     /// Number of calls that have begun.
     calls: usize,
+    /// The end of the prompt, at the beginning of `held`. It is part of the first call, but never content.
+    prefix: &'static str,
 }
 
 #[derive(Debug)]
@@ -100,7 +107,7 @@ enum State {
     /// Before an object; anything else is an error.
     BeforeCall,
     Call {
-        object: Object,
+        object: Box<CallReader>,
         sent: usize,
     },
     AfterCall,
@@ -112,14 +119,15 @@ impl ToolCallParser {
     /// At the beginning of an answer.
     #[must_use]
     pub fn new(options: ToolCallParserOptions) -> Self {
-        let state = if options.opened && !options.format.answer_prefix.is_empty() {
-            State::Opened
-        } else if options.format.bare {
-            State::Start
-        } else {
-            State::Content
-        };
-        Self { options, state, rest: String::new(), held: String::new(), calls: 0 }
+        let ToolFormat { marker, bare, written, .. } = *options.format;
+        let state = if bare.is_some() { State::Start } else { State::Content };
+        let prefix = if options.opened { written.prompt } else { "" };
+        // What precedes the marker in the prompt is not a part of the call.
+        let prefix = prefix.find(marker).map_or("", |at| &prefix[at..]);
+        let mut parser =
+            Self { options, state, rest: prefix.to_owned(), held: String::new(), calls: 0, prefix };
+        while parser.step(&mut AnswerDelta::default()) {}
+        parser
     }
 
     /// Whether the only call that is allowed is complete.
@@ -138,26 +146,34 @@ impl ToolCallParser {
 
     /// Whether the last call ended before its arguments did.
     #[must_use]
-    pub const fn is_truncated(&self) -> bool {
+    pub fn is_truncated(&self) -> bool {
         matches!(&self.state, State::Call { object, .. } if object.is_truncated())
     }
 
     /// Returns the text held back. An incomplete call stays incomplete.
     pub fn finish(&mut self) -> AnswerDelta {
-        let text = std::mem::take(&mut self.held) + &std::mem::take(&mut self.rest);
+        let text = self.take_held() + &std::mem::take(&mut self.rest);
         let is_dropped = match &self.state {
             State::Call { object, .. } => object.is_call(),
             State::AfterCall | State::Over => true,
-            State::BeforeCall => self.calls > 0 && text.trim_matches(self.separators()).is_empty(),
+            State::BeforeCall => self.calls > 0 && self.is_separator(&text),
             State::Start | State::Content | State::Opened => self.calls > 0 && text.trim().is_empty(),
         };
-        AnswerDelta { content: if is_dropped { String::new() } else { text }, calls: Vec::new() }
+        let content = if is_dropped { String::new() } else { text };
+        AnswerDelta { content, ..AnswerDelta::default() }
     }
 
-    /// Characters between two calls.
-    fn separators(&self) -> impl Fn(char) -> bool + use<> {
-        let between = self.options.format.between;
-        move |c| c.is_whitespace() || between.contains(&c)
+    /// Whether `text` is nothing but what separates two calls.
+    fn is_separator(&self, text: &str) -> bool {
+        let text = text.trim();
+        text.is_empty() || self.options.format.between.iter().any(|between| between.trim() == text)
+    }
+
+    /// The text held back, without the end of the prompt.
+    fn take_held(&mut self) -> String {
+        let held = std::mem::take(&mut self.held);
+        let prefix = std::mem::take(&mut self.prefix);
+        held.strip_prefix(prefix).map(str::to_owned).unwrap_or(held)
     }
 
     /// Parses the next part of the rest; returns whether it may be possible to continue.
@@ -166,7 +182,7 @@ impl ToolCallParser {
             State::Start => self.start(),
             State::Content => self.content(delta),
             State::Opened => self.opened(),
-            State::BeforeCall => self.before_call(delta),
+            State::BeforeCall => self.before_call(),
             State::Call { .. } => self.call(delta),
             State::AfterCall => self.after_call(),
             State::Over => {
@@ -178,7 +194,12 @@ impl ToolCallParser {
 
     fn start(&mut self) -> bool {
         let Some(first) = self.rest.trim_start().chars().next() else { return false };
-        self.state = if first == '{' { State::BeforeCall } else { State::Content };
+        let is_call = Some(first) == self.options.format.bare;
+        if is_call && self.options.format.open.starts_with(first) {
+            self.state = State::Opened;
+        } else {
+            self.state = if is_call { State::BeforeCall } else { State::Content };
+        }
         true
     }
 
@@ -212,21 +233,19 @@ impl ToolCallParser {
         !undecided
     }
 
-    fn before_call(&mut self, delta: &mut AnswerDelta) -> bool {
+    fn before_call(&mut self) -> bool {
         self.skip();
-        match self.rest.chars().next() {
-            None => false,
-            Some('{') => {
-                self.state = State::Call { object: Object::default(), sent: 0 };
-                true
-            }
-            Some(_) => self.give_up(delta),
+        if self.rest.is_empty() {
+            return false;
         }
+        let object = CallReader::new(self.options.format.syntax, &self.options.tools);
+        self.state = State::Call { object: Box::new(object), sent: 0 };
+        true
     }
 
     /// The text was not a call: the text held back and the text after it are content.
     fn give_up(&mut self, delta: &mut AnswerDelta) -> bool {
-        delta.content.push_str(&std::mem::take(&mut self.held));
+        delta.content.push_str(&self.take_held());
         self.state = State::Content;
         true
     }
@@ -248,6 +267,7 @@ impl ToolCallParser {
         }
         self.emit(&object, sent, delta);
         self.held.clear();
+        self.prefix = "";
         if self.options.single {
             self.state = State::Over;
         }
@@ -255,27 +275,28 @@ impl ToolCallParser {
     }
 
     /// Reads `text` up to the end of the object, if it has one.
-    fn read(&self, object: &mut Object, text: &str) -> Option<End> {
+    fn read(&self, object: &mut CallReader, text: &str) -> Option<End> {
         text.char_indices().find_map(|(at, c)| match object.take(c) {
             Step::More => None,
             Step::Named => (!self.is_tool(object.name())).then_some(End { at, is_call: false }),
-            Step::Complete => Some(End { at: at + c.len_utf8(), is_call: true }),
+            Step::Complete => Some(End { at: at + c.len_utf8(), is_call: self.is_tool(object.name()) }),
             // The character that breaks an object does not belong to it.
             Step::Broken => Some(End { at, is_call: object.is_call() }),
         })
     }
 
     fn is_tool(&self, name: Option<&str>) -> bool {
-        self.options.names.iter().any(|other| Some(other.as_str()) == name)
+        self.options.tools.iter().any(|tool| Some(tool.name.as_str()) == name)
     }
 
     /// Emits the new part of a call, of which `sent` bytes of arguments were sent before. Returns how many are sent now.
-    fn emit(&mut self, object: &Object, sent: usize, delta: &mut AnswerDelta) -> usize {
+    fn emit(&mut self, object: &CallReader, sent: usize, delta: &mut AnswerDelta) -> usize {
         let (Some(name), Some(arguments)) = (object.name(), object.arguments()) else { return sent };
         let mut call = Call { arguments: arguments[sent..].to_owned(), ..Call::default() };
         if sent == 0 {
+            let id = self.options.format.new_id(name, self.calls);
             self.calls += 1;
-            (call.id, call.name) = (Some(self.options.format.new_id()), Some(name.to_owned()));
+            (call.id, call.name) = (Some(id), Some(name.to_owned()));
         }
         call.index = self.calls - 1;
         if !call.arguments.is_empty() {
@@ -285,19 +306,22 @@ impl ToolCallParser {
     }
 
     fn after_call(&mut self) -> bool {
-        let ToolFormat { between, close, bare, .. } = self.options.format;
+        let ToolFormat { between, close, after_call, .. } = *self.options.format;
         let rest = self.rest.trim_start();
         let Some(first) = rest.chars().next() else { return false };
         let space = self.rest.len() - rest.len();
-        if between.contains(&first) {
-            self.hold(space + first.len_utf8());
-            self.state = State::BeforeCall;
-        } else if *bare && first == '{' {
+        let mut known = after_call.iter().chain(between).chain([&close]).filter(|text| !text.is_empty());
+        if let Some(text) = after_call.iter().find(|text| rest.starts_with(**text)) {
+            self.rest.drain(..space + text.len());
+        } else if let Some(text) = between.iter().find(|text| rest.starts_with(**text)) {
+            // A separator that is the beginning of the next call is read as a part of that.
+            let is_call = self.begins_call(text);
+            self.hold(space + if is_call { 0 } else { text.len() });
             self.state = State::BeforeCall;
         } else if !close.is_empty() && rest.starts_with(close) {
             self.rest.drain(..space + close.len());
             self.state = State::Content;
-        } else if close.starts_with(rest) {
+        } else if known.any(|text| text.starts_with(rest)) {
             return false;
         } else if matches!(first, '}' | ']') {
             self.rest.drain(..=space);
@@ -305,6 +329,15 @@ impl ToolCallParser {
             self.state = State::Content;
         }
         true
+    }
+
+    /// Whether a call itself begins with this text.
+    fn begins_call(&self, text: &str) -> bool {
+        match self.options.format.syntax {
+            Syntax::Object { .. } => text == "{",
+            Syntax::Tagged(tags) => !text.is_empty() && tags.name.0.starts_with(text),
+            Syntax::Named(_) | Syntax::Python | Syntax::Gemma { .. } => false,
+        }
     }
 
     fn skip(&mut self) {

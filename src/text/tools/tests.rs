@@ -2,18 +2,29 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use serde_json::json;
+
+use super::{
+    format::{IdStyle, Syntax},
+    *,
+};
+
+/// The formats whose calls are JSON objects with a name and arguments.
+fn object_formats() -> impl Iterator<Item = &'static ToolFormat> {
+    FORMATS.into_iter().filter(|format| matches!(format.syntax, Syntax::Object { name: "name", .. }))
+}
+
+fn named(name: &str) -> &'static ToolFormat {
+    FORMATS.into_iter().find(|format| format.name == name).unwrap()
+}
 
 fn format(template: &str) -> &'static ToolFormat {
-    match ToolSupport::of(template) {
-        ToolSupport::Read(format) => format,
-        other => panic!("{other:?}: {template}"),
-    }
+    ToolSupport::of(template).format()
 }
 
 fn parser(format: &'static ToolFormat) -> ToolCallParser {
-    let names = ["weather".to_owned(), "now".to_owned()].into();
-    ToolCallParser::new(ToolCallParserOptions { format, names, single: false, opened: false })
+    let tools = ["weather", "now"].map(|name| ToolSignature::new(name, &json!({}))).into();
+    ToolCallParser::new(ToolCallParserOptions { format, tools, single: false, opened: false })
 }
 
 /// Parses text that arrives in these chunks. Returns the content and calls, without ids, and whether the last call is truncated.
@@ -77,24 +88,25 @@ fn the_tool_call_format_is_recognised_from_the_template() {
     let llama = "{%- if tools is not none %}{{- 'Respond in the format {\"name\": function name, \"parameters\": dictionary of \
         argument name and its value}.' }}{%- endif %}{{- '{\"name\": \"' + tool_call.name + '\", ' }}{{- '\"parameters\": ' }}";
     let mistral = "{%- if tools is not none %}[AVAILABLE_TOOLS]{%- endif %}{{- \"[TOOL_CALLS] [\" }}";
-    assert_eq!(format(qwen), &hermes::FORMAT);
-    assert_eq!(format(llama), &llama::FORMAT);
-    assert_eq!(format(&format!("{llama}<|python_tag|>")), &llama::FORMAT);
-    assert_eq!(format(mistral), &mistral::FORMAT);
-    assert_eq!(ToolSupport::of("{{ messages[0].content }}"), ToolSupport::None);
-    for other in [
-        "{{ tools }}<tool_call>\n<function=",
-        "{{ tools }}<tool_call>name\n<arg_key>",
-        "{{ tools }}[TOOL_CALLS]name[ARGS]",
-        "{{ tools }}",
+    assert_eq!(format(qwen), &HERMES);
+    assert_eq!(format(llama), named("llama"));
+    assert_eq!(format(&format!("{llama}<|python_tag|>")), named("llama"));
+    assert_eq!(format(mistral), named("mistral"));
+    for (other, name) in [
+        ("{{ tools }}<tool_call>\n<function=", "qwen3_coder"),
+        ("{{ tools }}<tool_call>name\n<arg_key>", "glm"),
+        ("{{ tools }}[TOOL_CALLS]name[ARGS]", "mistral_args"),
     ] {
-        assert_eq!(ToolSupport::of(other), ToolSupport::UnknownFormat, "{other}");
+        assert_eq!(format(other), named(name), "{other}");
+    }
+    for none in ["{{ messages[0].content }}", "{{ tools }}"] {
+        assert_eq!(ToolSupport::of(none), ToolSupport::Generic, "{none}");
     }
 }
 
 #[test]
 fn hermes_calls_are_in_tags_and_may_follow_text() {
-    let hermes = &hermes::FORMAT;
+    let hermes = &HERMES;
     let one = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"पुणे\"}}\n</tool_call>";
     check(hermes, one, "", &["weather({\"city\": \"पुणे\"})"]);
     let two =
@@ -109,7 +121,7 @@ fn hermes_calls_are_in_tags_and_may_follow_text() {
 
 #[test]
 fn llama_calls_are_the_whole_answer_or_follow_the_python_tag() {
-    let llama = &llama::FORMAT;
+    let llama = named("llama");
     let one = "{\"name\": \"weather\", \"parameters\": {\"city\": \"Pune\"}}";
     check(llama, one, "", &["weather({\"city\": \"Pune\"})"]);
     check(llama, &format!("\n <|python_tag|>{one}"), "", &["weather({\"city\": \"Pune\"})"]);
@@ -126,13 +138,17 @@ fn llama_calls_are_the_whole_answer_or_follow_the_python_tag() {
 
 #[test]
 fn mistral_calls_are_a_list_after_the_marker_and_have_ids_of_nine_characters() {
-    let mistral = &mistral::FORMAT;
+    let mistral = named("mistral");
     let list = "[TOOL_CALLS] [{\"name\": \"weather\", \"arguments\": {\"city\": \"Pune\"}, \"id\": \"123456789\"}, \
         {\"name\": \"now\", \"arguments\": {}}]";
     check(mistral, list, "", &["weather({\"city\": \"Pune\"})", "now({})"]);
     check(mistral, "[TOOL_CALLS][{\"name\":\"now\",\"arguments\":{}}]", "", &["now({})"]);
-    assert!(mistral.new_id().len() == 9 && mistral.new_id().bytes().all(|byte| byte.is_ascii_alphanumeric()));
-    assert_ne!(mistral.new_id(), mistral.new_id());
+    assert!(
+        mistral.new_id("now", 0).len() == 9
+            && mistral.new_id("now", 0).bytes().all(|byte| byte.is_ascii_alphanumeric())
+    );
+    assert_ne!(mistral.new_id("now", 0), mistral.new_id("now", 0));
+    assert_eq!(mistral.id, IdStyle::Nine);
 }
 
 #[test]
@@ -151,7 +167,7 @@ fn text_that_only_looks_like_a_call_is_exact_content() {
         "\n<tool_call><tool_call>",
         "{\"name\": \"now\"}",
     ] {
-        check(&hermes::FORMAT, text, text, &[]);
+        check(&HERMES, text, text, &[]);
     }
     for text in [
         "{",
@@ -161,18 +177,18 @@ fn text_that_only_looks_like_a_call_is_exact_content() {
         "{\"name\": \"now\", \"parameters\": \"{}\"} ",
         "<|python_tag|> x",
     ] {
-        check(&llama::FORMAT, text, text, &[]);
+        check(named("llama"), text, text, &[]);
     }
     for text in
         ["[TOOL_CALLS]", "[TOOL_CALLS] {\"name\": \"x\"}", "[TOOL_CALLS] [1]", "[TOOL_", "[TOOL_CALLS] [ \n"]
     {
-        check(&mistral::FORMAT, text, text, &[]);
+        check(named("mistral"), text, text, &[]);
     }
 }
 
 #[test]
 fn arguments_are_streamed_and_a_truncated_call_stays_incomplete() {
-    let mut parser = parser(&hermes::FORMAT);
+    let mut parser = parser(&HERMES);
     assert!(parser.push("<tool_call>{\"name\": \"weather\", \"arguments\": ").is_empty());
     let begun = &parser.push("{\"ci").calls[0];
     assert_eq!((begun.index, begun.name.as_deref(), begun.arguments.as_str()), (0, Some("weather"), "{\"ci"));
@@ -184,10 +200,10 @@ fn arguments_are_streamed_and_a_truncated_call_stays_incomplete() {
 
 #[test]
 fn a_single_call_is_the_only_one_returned() {
-    let names = ["now".to_owned()].into();
+    let tools = [ToolSignature::new("now", &json!({}))].into();
     let mut parser = ToolCallParser::new(ToolCallParserOptions {
-        format: &mistral::FORMAT,
-        names,
+        format: named("mistral"),
+        tools,
         single: true,
         opened: true,
     });
@@ -199,16 +215,17 @@ fn a_single_call_is_the_only_one_returned() {
 
 /// The text of `format` before and after the JSON object of a call.
 fn around(format: &ToolFormat) -> (String, String) {
-    (format!("{}{}", format.answer_prefix, format.open), format.close.to_owned())
+    (format.written.first.to_owned(), format.written.last.to_owned())
 }
 
 fn object(format: &ToolFormat, arguments: &str) -> String {
-    format!("{{\"name\": \"now\", \"{}\": {arguments}", format.arguments)
+    let Syntax::Object { arguments: key, .. } = format.syntax else { panic!("{format:?}") };
+    format!("{{\"name\": \"now\", \"{key}\": {arguments}")
 }
 
 #[test]
 fn recognising_a_call_does_not_depend_on_the_chunks() {
-    for format in FORMATS {
+    for format in object_formats() {
         let (before, after) = around(format);
         for text in [
             object(format, "{}}"),
@@ -234,7 +251,7 @@ fn recognising_a_call_does_not_depend_on_the_chunks() {
 
 #[test]
 fn an_object_without_its_last_brace_is_a_call() {
-    for format in FORMATS {
+    for format in object_formats() {
         let (before, after) = around(format);
         for rest in [after.as_str(), "", "\n"] {
             let text = format!("{before}{}{rest}", object(format, "{\"a\": 1}"));
@@ -245,7 +262,7 @@ fn an_object_without_its_last_brace_is_a_call() {
 
 #[test]
 fn unmatched_closing_brackets_after_a_call_are_dropped() {
-    for format in FORMATS {
+    for format in object_formats() {
         let (before, after) = around(format);
         let text = format!("{before}{}}}}}{after}", object(format, "{\"a\": 1}"));
         check(format, &text, "", &["now({\"a\": 1})"]);
@@ -256,7 +273,7 @@ fn unmatched_closing_brackets_after_a_call_are_dropped() {
 
 #[test]
 fn a_call_is_truncated_until_its_arguments_are_complete() {
-    for format in FORMATS {
+    for format in object_formats() {
         let (before, after) = around(format);
         let text = format!("{before}{}{after}", object(format, "{\"a\": {\"b\": \"}\"}}}"));
         let begins = text.find("{\"a\"").unwrap() + 1;
@@ -272,11 +289,14 @@ fn a_call_is_truncated_until_its_arguments_are_complete() {
 #[test]
 fn a_separator_without_a_following_call_is_content_unless_it_ends_the_answer() {
     let one = "{\"name\": \"now\", \"parameters\": {}}";
-    check(&llama::FORMAT, &format!("{one}; "), "", &["now({})"]);
-    check(&llama::FORMAT, &format!("{one}, so be it"), ", so be it", &["now({})"]);
+    check(named("llama"), &format!("{one}; "), "", &["now({})"]);
+    check(named("llama"), &format!("{one}, so be it"), ", so be it", &["now({})"]);
 }
 
 proptest! {
+    // Every case takes a run for each format and split.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
     #[test]
     fn any_text_gives_the_same_result_at_every_split(
         chunks in prop::collection::vec(prop::sample::select(&["<tool_call>\n{\"name\": \"now\", \"arguments\": {", "</tool_call>",

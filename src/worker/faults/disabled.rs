@@ -64,7 +64,7 @@ impl FaultInjector {
     pub(in crate::worker) fn run<M, T>(
         &mut self,
         model: &mut M,
-        _: &Job,
+        _: &[Job],
         run: impl FnOnce(&mut M) -> T,
     ) -> T {
         run(model)

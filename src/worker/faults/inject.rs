@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     device::DeviceError,
-    engine::{EngineError, Forward},
+    engine::{EngineError, Forward, ForwardBranches},
     job::{CacheSalt, Job},
     units::Bytes,
 };
@@ -82,16 +82,16 @@ impl FaultInjector {
         planned.iter().try_for_each(|fault| self.strike(fault, "no job"))
     }
 
-    /// Calls `run` with a model that has the faults of this job.
+    /// Calls `run` with a model that has the faults of these jobs, which run together.
     pub(in crate::worker) fn run<M, T>(
         &mut self,
         model: &mut M,
-        job: &Job,
+        jobs: &[Job],
         run: impl FnOnce(&mut FaultyModel<'_, M>) -> T,
     ) -> T {
-        let planned = self.plan.of_job(job.id, job.lost).collect();
-        let unread = job.prompt.len() + job.answer.len();
-        let job = job.id.0;
+        let planned = jobs.iter().flat_map(|job| self.plan.of_job(job.id, job.lost)).collect();
+        let unread = jobs.iter().map(|job| job.prompt.len() + job.answer.len()).sum();
+        let job = jobs.first().map_or(0, |job| job.id.0);
         run(&mut FaultyModel { model, faults: self, planned, job, unread, chunks: 0, steps: 0, slowed: None })
     }
 
@@ -195,6 +195,14 @@ impl<M> FaultyModel<'_, M> {
         }
     }
 
+    /// Strikes with the faults of the point that is reached by feeding this many tokens.
+    fn reach(&mut self, tokens: usize) -> Result<(), EngineError> {
+        if self.planned.is_empty() {
+            return Ok(());
+        }
+        self.advance(tokens).map_or(Ok(()), |point| self.strike(point))
+    }
+
     fn strike(&mut self, point: FaultPoint) -> Result<(), EngineError> {
         for fault in self.planned.iter().filter(|fault| fault.point == point) {
             if let FaultKind::Slow(times) = fault.kind {
@@ -222,17 +230,10 @@ impl<M: Forward> Forward for FaultyModel<'_, M> {
     }
 
     fn forward_rows(&mut self, tokens: &[u32], rows: usize) -> Result<&mut [f32], EngineError> {
-        if self.planned.is_empty() {
-            return self.model.forward_rows(tokens, rows);
-        }
-        if let Some(point) = self.advance(tokens.len()) {
-            self.strike(point)?;
-        }
-        let began = Instant::now();
+        self.reach(tokens.len())?;
+        let (began, slowed) = (Instant::now(), self.slowed);
         let logits = self.model.forward_rows(tokens, rows)?;
-        if let Some(times) = self.slowed {
-            thread::sleep(began.elapsed().saturating_mul(times.get() - 1));
-        }
+        slow_down(slowed, began);
         Ok(logits)
     }
 
@@ -251,6 +252,39 @@ impl<M: Forward> Forward for FaultyModel<'_, M> {
 
     fn vocabulary(&self) -> usize {
         self.model.vocabulary()
+    }
+}
+
+impl<M: ForwardBranches> ForwardBranches for FaultyModel<'_, M> {
+    fn reserve_branches(&mut self, rows: usize) -> Result<(), EngineError> {
+        self.model.reserve_branches(rows)
+    }
+
+    fn branch(&mut self, sequences: usize) -> Result<(), EngineError> {
+        self.model.branch(sequences)
+    }
+
+    fn fork(&mut self, from: Option<usize>, more: usize) -> usize {
+        self.model.fork(from, more)
+    }
+
+    fn forward_branches(&mut self, fed: &[(usize, &[u32])]) -> Result<&mut [f32], EngineError> {
+        if fed.len() > 1 {
+            // Contexts are read one after another, so this is a decode step.
+            self.unread = 0;
+        }
+        self.reach(fed.iter().map(|(_, tokens)| tokens.len()).sum())?;
+        let (began, slowed) = (Instant::now(), self.slowed);
+        let logits = self.model.forward_branches(fed)?;
+        slow_down(slowed, began);
+        Ok(logits)
+    }
+}
+
+/// Waits until the time since `began` is this many times as long.
+fn slow_down(times: Option<NonZeroU32>, began: Instant) {
+    if let Some(times) = times {
+        thread::sleep(began.elapsed().saturating_mul(times.get() - 1));
     }
 }
 
@@ -293,7 +327,7 @@ mod tests {
         let job = Job { lost, ..Job::new(JobId(1), vec![1; 10], 3) };
         let mut steps = Vec::new();
         let mut model = Script([0.0, 1.0]);
-        let ended = faults.run(&mut model, &job, |model| {
+        let ended = faults.run(&mut model, std::slice::from_ref(&job), |model| {
             engine::generate(model, &job, None, &mut Speculation::new(), |step| {
                 steps.push(step);
                 ControlFlow::Continue(())

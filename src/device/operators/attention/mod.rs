@@ -3,6 +3,7 @@
 //! - [`Format`]: how keys and values lie in the cache: in float32, float16 or int8.
 //! - [`pass`]: the keys and values of new tokens appended, and what queries see, in shares that threads take.
 //! - [`plan`](plan::plan): into which shares.
+//! - [`sequences`]: which of a pass's tokens belong to which sequence, and where the cache has its positions.
 //! - [`steps`]: the arithmetic of a share on a block of positions.
 //!
 //! In decode, reading the cache is the work: keys and values are read once for all query heads that share them, and heads
@@ -12,6 +13,7 @@
 mod format;
 mod pass;
 mod plan;
+mod sequences;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,7 @@ use ort::{
 pub use format::Format;
 use pass::{Bias, Form, Heads, MAX_ROWS, Pass, Rotary, Share};
 use plan::plan;
+pub use sequences::{CacheSegment, MAX_SEGMENTS, PassSequence};
 
 use super::{
     super::threads::ThreadLimits,
@@ -151,42 +154,30 @@ impl Kernel for Node {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let input = |i: usize| context.input(i);
         let (query, key, value) = (input(0)?, input(1)?, input(2)?);
-        let (last, cosines, sines, bias) = (input(5)?, input(7)?, input(8)?, input(10)?);
+        let (lengths, cosines, sines, bias) = (input(5)?, input(7)?, input(8)?, input(10)?);
         let query = floats(query.as_ref())?.ok_or_else(|| missing("query"))?;
         let (key, value) = (floats(key.as_ref())?, floats(value.as_ref())?);
         let (cosines, sines) = (floats(cosines.as_ref())?, floats(sines.as_ref())?);
         let bias = floats(bias.as_ref())?;
-        let last = last.ok_or_else(|| missing("length"))?;
-        let last = last.try_extract_tensor::<i32>()?.1.first().copied();
-        let [_, new, width] = query.shape[..] else { return Err(shapes("query", &query.shape)) };
+        let lengths = lengths.ok_or_else(|| missing("length"))?;
+        let lengths = lengths.try_extract_tensor::<i32>()?.1;
+        let [1, new, width] = query.shape[..] else { return Err(shapes("query", &query.shape)) };
 
         let past_shape = cache_shape(context)?;
         let [1, kv_heads, capacity, row] = past_shape[..] else { return Err(shapes("past", &past_shape)) };
         let head_dim =
             if key.is_some() { width / self.heads } else { width / (self.heads + 2 * self.kv_heads) };
-        let total = last.and_then(|last| usize::try_from(last).ok()).map_or(0, |last| last + 1);
-        let fits = query.shape[0] == 1
-            && kv_heads == self.kv_heads
-            && head_dim > 0
-            && row == self.format.elements(head_dim)
-            && new > 0
-            && (new..=capacity).contains(&total);
-        if !fits {
-            let message = format!("{:?} and a cache of {past_shape:?}, {total} in use", query.shape);
+        let fits = kv_heads == self.kv_heads && head_dim > 0 && row == self.format.elements(head_dim);
+        let sequences = sequences::decode(lengths, new, capacity).filter(|_| fits);
+        let Some(sequences) = sequences else {
+            let message = format!("{:?} and a cache of {past_shape:?}, lengths {lengths:?}", query.shape);
             return Err(ort::Error::new(message));
-        }
-        let form = Form {
-            heads: self.heads,
-            kv_heads,
-            head_dim,
-            window: self.window,
-            #[expect(clippy::cast_precision_loss, reason = "a head's size")]
-            scale: self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
-            cap: self.cap,
         };
+        let total = sequences.iter().map(|sequence| sequence.total).max().unwrap_or_default();
+        let form = self.form(head_dim);
         let [queries, new_keys, new_values] = split(&form, new, &query, key.as_ref(), value.as_ref())?;
         let rotary = if self.is_rotary { Some(tables(head_dim, total, cosines, sines)?) } else { None };
-        let bias = bias.map(|bias| bias_of(bias, self.heads, [new, total])).transpose()?;
+        let bias = bias.map(|bias| bias_of(bias, self.heads, &sequences)).transpose()?;
 
         let output_shape = [1, new, self.heads * head_dim].map(signed);
         let mut output = context.output(0, output_shape.as_slice())?.ok_or_else(|| missing("output"))?;
@@ -194,11 +185,13 @@ impl Kernel for Node {
         let bytes = kv_heads * capacity * self.format.bytes(head_dim);
         let keys = in_place(context, [3, 1], &past_shape, bytes)?;
         let values = in_place(context, [4, 2], &past_shape, bytes)?;
-        let mut pass = Pass {
+        let pass = Pass {
             form,
             format: self.format,
-            past: total - new,
+            past: 0,
             new,
+            before: 0,
+            segments: &[],
             capacity,
             queries,
             new_keys,
@@ -212,44 +205,88 @@ impl Kernel for Node {
             values: Parts::of(unsafe { slice::from_raw_parts_mut(values.first, values.bytes) }),
             output: Parts::of(output),
             parts: Parts::of(&mut []),
+            part_stride: 0,
         };
-        let parts = plan(&pass, self.limits.all(), &mut self.shares);
-        self.parts.resize(parts * pass.part(), 0.0);
-        pass.parts = Parts::of(&mut self.parts);
-        run(&pass, self.kind, &self.shares, self.limits.batches(new), context)
+        self.run(&mut passes(pass, &sequences), context)
     }
+}
+
+impl Node {
+    fn form(&self, head_dim: usize) -> Form {
+        Form {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim,
+            window: self.window,
+            #[expect(clippy::cast_precision_loss, reason = "a head's size")]
+            scale: self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
+            cap: self.cap,
+        }
+    }
+
+    fn run<'a>(&'a mut self, passes: &mut [Pass<'a>], context: &ComputeContext) -> ort::Result<()> {
+        let count = plan(passes, self.limits.all(), &mut self.shares);
+        let stride = passes.iter().map(Pass::part).max().unwrap_or_default();
+        self.parts.resize(count * stride, 0.0);
+        let parts = Parts::of(&mut self.parts);
+        let new = passes.iter().map(|pass| pass.new).sum();
+        for pass in &mut *passes {
+            (pass.parts, pass.part_stride) = (parts, stride);
+        }
+        run(passes, self.kind, &self.shares, self.limits.batches(new), context)
+    }
+}
+
+/// The passes over `sequences`, whose tokens follow each other in `all`.
+fn passes<'a>(all: Pass<'a>, sequences: &'a [PassSequence]) -> Vec<Pass<'a>> {
+    let mut before = 0;
+    let pass = |sequence: &'a PassSequence| {
+        let PassSequence { tokens: new, total, segments } = sequence;
+        let pass = Pass { past: total - new, new: *new, before, segments, ..all };
+        before += new;
+        pass
+    };
+    sequences.iter().map(pass).collect()
 }
 
 /// Appends, computes all shares, and puts parts together.
 fn run(
-    pass: &Pass,
+    passes: &[Pass],
     kind: CpuIsa,
     shares: &[Share],
     batches: usize,
     context: &ComputeContext,
 ) -> ort::Result<()> {
-    if pass.new < MAX_ROWS {
-        // SAFETY: one call at a time, and no share is being computed yet.
-        (0..pass.new).for_each(|token| unsafe { pass.append(token) });
-    } else {
-        // SAFETY: a call for each token, and no share is being computed yet.
-        context.par_for(pass.new, batches, |token| unsafe { pass.append(token) })?;
+    for pass in passes {
+        if pass.new < MAX_ROWS {
+            // SAFETY: one call at a time, and no share is being computed yet.
+            (0..pass.new).for_each(|token| unsafe { pass.append(token) });
+        } else {
+            // SAFETY: a call for each token, and no share is being computed yet.
+            context.par_for(pass.new, batches, |token| unsafe { pass.append(token) })?;
+        }
     }
-    if let [share] = shares {
-        // SAFETY: all has been appended; one call; the processor has the instructions of `kind`.
-        unsafe { pass.share(kind, share) };
+    let share = |share: &Share| {
+        // SAFETY: all has been appended; shares have separate rows or parts, and each is computed once; the processor has
+        // the instructions of `kind`.
+        unsafe { passes[share.pass].share(kind, share) }
+    };
+    if let [only] = shares {
+        share(only);
         return Ok(());
     }
-    // SAFETY: all has been appended; shares have separate rows or parts; the processor has the instructions of `kind`.
-    context.par_for(shares.len(), batches, |share| unsafe { pass.share(kind, &shares[share]) })?;
-    let joins: Vec<&[Share]> = shares.chunk_by(|a, b| (a.head, &a.rows) == (b.head, &b.rows)).collect();
+    context.par_for(shares.len(), batches, |number| share(&shares[number]))?;
+    let joins: Vec<&[Share]> =
+        shares.chunk_by(|a, b| (a.pass, a.head, &a.rows) == (b.pass, b.head, &b.rows)).collect();
     let join = |i: usize| {
-        if let ([Share { head, rows, part: Some(first), .. }, ..], Some(Share { part: Some(last), .. })) =
-            (joins[i], joins[i].last())
+        if let (
+            [Share { pass, head, rows, part: Some(first), .. }, ..],
+            Some(Share { part: Some(last), .. }),
+        ) = (joins[i], joins[i].last())
         {
             // SAFETY: all shares have been computed, and each of these has other rows; the processor has the instructions
             // of `kind`.
-            unsafe { pass.join(kind, *head, rows.clone(), *first..last + 1) };
+            unsafe { passes[*pass].join(kind, *head, rows.clone(), *first..last + 1) };
         }
     };
     if shares.iter().all(|share| share.part.is_none()) {
@@ -310,10 +347,12 @@ fn tables<'a>(
     }
 }
 
-/// The bias of scores: `[1, heads, new, total]`, or one head for all.
-fn bias_of<'a>(bias: Tensor<'a, f32>, heads: usize, [new, total]: [usize; 2]) -> ort::Result<Bias<'a>> {
-    match bias.shape[..] {
-        [1, of, tokens, positions] if (of == 1 || of == heads) && [tokens, positions] == [new, total] => {
+/// The bias of the scores of one sequence: `[1, heads, new, total]`, or one head for all.
+fn bias_of<'a>(bias: Tensor<'a, f32>, heads: usize, sequences: &[PassSequence]) -> ort::Result<Bias<'a>> {
+    match (&bias.shape[..], sequences) {
+        (&[1, of, tokens, positions], [only])
+            if (of == 1 || of == heads) && [tokens, positions] == [only.tokens, only.total] =>
+        {
             Ok(Bias { numbers: bias.numbers, is_shared: of != heads })
         }
         _ => Err(shapes("bias", &bias.shape)),

@@ -29,6 +29,7 @@ use super::{
         simd_i8::SimdI8,
     },
     format::Format,
+    sequences::{CacheSegment, contiguous},
     steps::{FOUR, Matrix, State, Sums, accumulate, exponentials, scores, scores_of_one, soften},
 };
 
@@ -121,14 +122,19 @@ impl Rotary<'_> {
     }
 }
 
-/// One pass of a node: the keys and values of some tokens appended to the cache, and what their queries see there.
+/// One pass of a node over a sequence: the keys and values of some tokens appended to the cache, and what their queries see
+/// there.
+#[derive(Clone, Copy)]
 pub(super) struct Pass<'a> {
     pub(super) form: Form,
     pub(super) format: Format,
     /// Positions in the cache before.
     pub(super) past: usize,
-    /// Tokens.
+    /// Tokens of this sequence, and those of other sequences before them.
     pub(super) new: usize,
+    pub(super) before: usize,
+    /// Where the cache has the positions of this sequence.
+    pub(super) segments: &'a [CacheSegment],
     /// Positions that the cache has room for.
     pub(super) capacity: usize,
     pub(super) queries: Heads<'a>,
@@ -140,15 +146,18 @@ pub(super) struct Pass<'a> {
     pub(super) keys: Parts<'a, u8>,
     /// As `keys`.
     pub(super) values: Parts<'a, u8>,
-    /// `[new, heads, head_dim]`.
+    /// `[tokens, heads, head_dim]`.
     pub(super) output: Parts<'a, f32>,
-    /// Of each share that does not see all that its rows see, [`Pass::part`] numbers.
+    /// Of each share that does not see all that its rows see, `part_stride` numbers, at least [`Pass::part`].
     pub(super) parts: Parts<'a, f32>,
+    pub(super) part_stride: usize,
 }
 
 /// A part of a pass that one thread computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Share {
+    /// Its pass, by number: passes of several sequences are computed together.
+    pub(super) pass: usize,
     /// Head of keys and values.
     pub(super) head: usize,
     /// Of the rows of this head, token by token.
@@ -276,15 +285,17 @@ impl Pass<'_> {
         let (form, bytes) = (&self.form, self.format.bytes(self.form.head_dim));
         let mut key = SCRATCH.take();
         key.resize(form.head_dim, 0.0);
+        let position = self.past + token;
+        let row = contiguous(self.segments, &(position..position + 1)).next().map_or(0, |rows| rows.start);
         for head in 0..form.kv_heads {
-            key.copy_from_slice(self.new_keys.of(token, head, form.head_dim));
+            key.copy_from_slice(self.new_keys.of(self.before + token, head, form.head_dim));
             if let Some(rotary) = &self.rotary {
-                rotary.turn(self.past + token, &mut key);
+                rotary.turn(position, &mut key);
             }
-            let row = (head * self.capacity + self.past + token) * bytes;
+            let row = (head * self.capacity + row) * bytes;
             // SAFETY: the row of a token that no other call is about, as the caller promises.
             self.format.encode(&key, unsafe { self.keys.part(row, bytes) });
-            let value = self.new_values.of(token, head, form.head_dim);
+            let value = self.new_values.of(self.before + token, head, form.head_dim);
             // SAFETY: as above.
             self.format.encode(value, unsafe { self.values.part(row, bytes) });
         }
@@ -340,7 +351,7 @@ impl Pass<'_> {
         let registers = registers(share.rows.len());
         for (i, row) in share.rows.clone().enumerate() {
             let (token, head) = (row / group, share.head * group + row % group);
-            query.copy_from_slice(self.queries.of(token, head, head_dim));
+            query.copy_from_slice(self.queries.of(self.before + token, head, head_dim));
             if let Some(rotary) = &self.rotary {
                 rotary.turn(self.past + token, query);
             }
@@ -436,23 +447,29 @@ impl Pass<'_> {
     ) -> Matrix<'a> {
         let (head_dim, padded) = (self.form.head_dim, self.form.padded());
         let bytes = self.format.bytes(head_dim);
-        let start = (head * self.capacity + block.start) * bytes;
-        // SAFETY: as the caller promises.
-        let rows = unsafe { cache.read(start, block.len() * bytes) };
-        // The block after this one: rows are read in order, but not pages.
-        for line in (0..rows.len()).step_by(LINE) {
-            // SAFETY: nothing is read; as the caller promises.
-            unsafe { V::fetch(rows.as_ptr().wrapping_add(rows.len() + line)) };
-        }
-        if self.format == Format::Float32
-            && head_dim == padded
-            && let Ok(numbers) = bytemuck::try_cast_slice(rows)
-        {
-            return Matrix { numbers, stride: padded };
-        }
-        for (row, numbers) in rows.chunks_exact(bytes).zip(room.chunks_exact_mut(padded)) {
+        let mut decoded = 0;
+        for part in contiguous(self.segments, block) {
+            let start = (head * self.capacity + part.start) * bytes;
             // SAFETY: as the caller promises.
-            unsafe { self.format.decode::<V>(row, head_dim, numbers) };
+            let rows = unsafe { cache.read(start, part.len() * bytes) };
+            // The rows after these: rows are read in order, but not pages.
+            for line in (0..rows.len()).step_by(LINE) {
+                // SAFETY: nothing is read; as the caller promises.
+                unsafe { V::fetch(rows.as_ptr().wrapping_add(rows.len() + line)) };
+            }
+            if self.format == Format::Float32
+                && head_dim == padded
+                && part.len() == block.len()
+                && let Ok(numbers) = bytemuck::try_cast_slice(rows)
+            {
+                return Matrix { numbers, stride: padded };
+            }
+            let room = room[decoded * padded..].chunks_exact_mut(padded);
+            for (row, numbers) in rows.chunks_exact(bytes).zip(room) {
+                // SAFETY: as the caller promises.
+                unsafe { self.format.decode::<V>(row, head_dim, numbers) };
+            }
+            decoded += part.len();
         }
         Matrix { numbers: room, stride: padded }
     }
@@ -485,7 +502,7 @@ impl Pass<'_> {
     /// It must not be in use elsewhere.
     unsafe fn keep(&self, part: usize, span: &Sums, rows: usize) {
         // SAFETY: as the caller promises.
-        let part = unsafe { self.parts.part(part * self.part(), self.part()) };
+        let part = unsafe { self.parts.part(part * self.part_stride, self.part()) };
         let (sums, rest) = part.split_at_mut(rows * self.form.padded());
         sums.copy_from_slice(&span.sums[..sums.len()]);
         let (tops, totals) = rest.split_at_mut(span.tops.len());
@@ -518,7 +535,7 @@ impl Pass<'_> {
         let (group, head_dim) = (self.form.group(), self.form.head_dim);
         let (token, head) = (row / group, head * group + row % group);
         // SAFETY: as the caller promises.
-        unsafe { self.output.part((token * self.form.heads + head) * head_dim, head_dim) }
+        unsafe { self.output.part(((self.before + token) * self.form.heads + head) * head_dim, head_dim) }
     }
 
     /// Puts `parts`, which are all that `rows` see, together.
@@ -537,7 +554,7 @@ impl Pass<'_> {
         let mut scratch = Scratch::of(&mut memory, rows.len(), padded);
         for part in parts {
             // SAFETY: nothing writes to it any more, as the caller promises.
-            let part = unsafe { self.parts.read(part * self.part(), self.part()) };
+            let part = unsafe { self.parts.read(part * self.part_stride, self.part()) };
             let (sums, rest) = part.split_at(rows.len() * padded);
             let (tops, totals) = rest.split_at(rows.len().next_multiple_of(LANES));
             // SAFETY: as the caller promises.

@@ -5,7 +5,10 @@ use std::ops::Range;
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{CpuIsa, Form, Format, Heads, Parts, Pass, Rotary, Share, pass::SPAN, plan::plan};
+use super::{CacheSegment, CpuIsa, Form, Format, Heads, Parts, Pass, Rotary, Share, pass::SPAN, plan::plan};
+
+/// Every position in the cache's row of the same number.
+const WHOLE: &[CacheSegment] = &[CacheSegment { position: 0, row: 0 }];
 
 const FORMATS: [Format; 3] = [Format::Float32, Format::Float16, Format::Int8];
 
@@ -100,6 +103,8 @@ impl Case {
                 format,
                 past,
                 new,
+                before: 0,
+                segments: WHOLE,
                 capacity: self.capacity,
                 queries: heads(0),
                 new_keys: heads(form.heads),
@@ -114,10 +119,11 @@ impl Case {
                 values: Parts::of(&mut values),
                 output: Parts::of(&mut output),
                 parts: Parts::of(&mut []),
+                part_stride: 0,
             };
             let mut shares = Vec::new();
-            let mut parts = vec![f32::NAN; plan(&pass, threads, &mut shares) * pass.part()];
-            pass.parts = Parts::of(&mut parts);
+            let mut parts = vec![f32::NAN; plan(&[pass], threads, &mut shares) * pass.part()];
+            (pass.parts, pass.part_stride) = (Parts::of(&mut parts), pass.part());
             run(&pass, kind, &shares);
             all.extend(output);
             past += new;
@@ -218,6 +224,8 @@ fn shares_cover_every_row_and_every_position_that_it_sees_once() {
             format: Format::Float16,
             past,
             new,
+            before: 0,
+            segments: WHOLE,
             capacity: past + new,
             queries: nothing,
             new_keys: nothing,
@@ -228,10 +236,11 @@ fn shares_cover_every_row_and_every_position_that_it_sees_once() {
             values: Parts::of(&mut []),
             output: Parts::of(&mut []),
             parts: Parts::of(&mut []),
+            part_stride: 0,
         };
         for threads in [1, 2, 7] {
             let mut shares = Vec::new();
-            let parts = plan(&pass, threads, &mut shares);
+            let parts = plan(&[pass], threads, &mut shares);
             let numbered: Vec<usize> = shares.iter().filter_map(|share| share.part).collect();
             assert_eq!(numbered, (0..parts).collect::<Vec<_>>());
             for (head, row) in (0..kv_heads).flat_map(|head| (0..pass.rows()).map(move |row| (head, row))) {

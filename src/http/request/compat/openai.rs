@@ -3,14 +3,6 @@
 use crate::http::request::schema::compat_fields;
 
 compat_fields! {
-    pub(crate) NO_REASONING {
-        "effort": off("none");
-        "enabled": off(false);
-        "max_tokens": off(0);
-        "exclude": any(Boolean);
-        "summary", "generate_summary": any(String);
-    }
-
     /// In a schema with a name: texts for models that see them, which no chat template shows.
     pub(crate) NAMED_SCHEMA {
         "name", "description": any(String);
@@ -49,13 +41,11 @@ compat_fields! {
         "functions": off([]), "use tools";
         "function_call": off("none", "auto"), "use tool_choice";
         "modalities": off(["text"]);
-        "reasoning_effort": off("none");
         "add_special_tokens": off(false);
         "audio": unsupported();
         // A predicted answer, to speed up generation.
         "prediction": any(Object);
         "web_search_options": unsupported();
-        "reasoning": object(NO_REASONING);
     }
 
     /// In `/v1/responses`.
@@ -70,11 +60,11 @@ compat_fields! {
         "truncation": off("disabled");
         "top_logprobs": off(0);
         "previous_response_id", "conversation": unsupported(), "send the whole conversation as input";
-        "reasoning": object(NO_REASONING);
         // Limits the tools that OpenAI's servers run.
         "max_tool_calls": any(Number);
         "prompt": unsupported(), "send its text as instructions";
         "context_management": off([]);
+        "client_metadata": any(Object);
     }
 
     /// In `stream_options`.
@@ -90,12 +80,12 @@ compat_fields! {
 
     /// In a message: fields of an answer that clients send back, and marks that they add.
     pub(crate) MESSAGE {
-        "refusal", "reasoning_content", "reasoning": off("");
+        "refusal": off("");
+        "reasoning_details": any(Array);
         "audio": unsupported();
         "annotations": any(Array);
         "function_call": unsupported(), "use tool_calls";
         "images": off([]);
-        "prefix", "partial": off(false);
         "id": any(String);
         "cache_control", "provider_specific_fields": any(Object);
     }
@@ -123,6 +113,74 @@ compat_fields! {
         "id", "status", "phase": any(String);
     }
 
+    /// In a request of Anthropic's API.
+    pub(crate) ANTHROPIC {
+        "metadata", "context_management", "cache_control": any(Object);
+        "service_tier", "speed", "inference_geo", "container": any(String);
+        "betas": any(Array);
+        "mcp_servers": off([]);
+    }
+
+    /// In a request of Ollama's API.
+    pub(crate) OLLAMA {
+        "truncate", "shift", "logprobs": any(Boolean);
+        "top_logprobs": off(0);
+        "format_schema", "images": off([]);
+        "user": any(String);
+    }
+
+    /// In a request of Ollama's `/api/generate`.
+    pub(crate) OLLAMA_GENERATE {
+        "suffix", "template": off("");
+        "context": off([]), "send the whole conversation to /api/chat";
+    }
+
+    /// In the options of Ollama's requests: settings of the server, and samplers that are off.
+    pub(crate) OLLAMA_OPTIONS {
+        "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "repeat_last_n", "draft_num_predict",
+        "mirostat_tau", "mirostat_eta": any(Number);
+        "numa", "low_vram", "f16_kv", "vocab_only", "use_mmap", "use_mlock", "logits_all", "embedding_only",
+        "penalize_newline": any(Boolean);
+        "mirostat": off(0);
+        "tfs_z": off(1);
+    }
+
+    /// In a message of Ollama's API.
+    pub(crate) OLLAMA_MESSAGE {
+        "images": off([]);
+        "name": any(String);
+    }
+
+    /// In a call of Ollama's API.
+    pub(crate) OLLAMA_CALL {
+        "type", "description": any(String);
+        "index": any(Number);
+    }
+
+    /// In a request of Ollama's `/api/show`.
+    pub(crate) OLLAMA_SHOW {
+        "system", "template": off("");
+        "options": any(Object);
+    }
+
+    /// In a tool of Anthropic's API.
+    pub(crate) ANTHROPIC_TOOL {
+        "input_examples", "allowed_callers": any(Array);
+        "eager_input_streaming": any(Boolean);
+    }
+
+    /// In a message or a block of Anthropic's API.
+    pub(crate) ANTHROPIC_BLOCK {
+        "cache_control", "caller": any(Object);
+        "citations": any(Any);
+        "signature", "id", "name": any(String);
+    }
+
+    /// In an item of reasoning: what only the server that wrote it can read.
+    pub(crate) REASONING_ITEM {
+        "encrypted_content": any(String);
+    }
+
     /// In a tool.
     pub(crate) TOOL {
         "cache_control": any(Object);
@@ -131,18 +189,14 @@ compat_fields! {
 
     /// In `/tokenize`, from llama-server and vLLM.
     pub(crate) TOKENIZE {
-        "parse_special", "add_generation_prompt": off(true);
-        "continue_final_message": off(false);
+        "parse_special": off(true);
         "return_token_strs": off(false), "use with_pieces";
         "chat_template": unsupported();
-        "chat_template_kwargs", "mm_processor_kwargs": off({});
+        "mm_processor_kwargs": off({});
     }
 
     /// In `/apply-template`, from the same.
     pub(crate) TEMPLATE {
-        "add_generation_prompt": off(true);
-        "continue_final_message": off(false);
         "chat_template": unsupported();
-        "chat_template_kwargs": off({});
     }
 }

@@ -40,7 +40,6 @@ compat_fields! {
         "n_predict", "num_predict": off(-1), "use the route's limit of tokens, such as max_tokens";
         "t_max_predict_ms": off(-1, 0), "use max_time_ms";
         "t_max_prompt_ms": off(-1, 0);
-        "thinking_token_budget": unsupported();
         "stop_regex": off([], ""), "use stop";
         "ban_eos_token": off(false), "use ignore_eos";
         // Tokens that are allowed.
@@ -55,12 +54,7 @@ compat_fields! {
         "spaces_between_special_tokens": any(Boolean);
         "include_stop_str_in_output", "no_stop_trim", "echo", "return_full_text": off(false);
         // Form of the answer.
-        "guided_json": unsupported(), "use json_schema";
-        "guided_regex": unsupported(), "use regex";
-        "guided_choice": off([]), "use regex";
-        "guided_grammar": unsupported(), "use grammar";
         "guided_decoding_backend", "guided_whitespace_pattern": any(String);
-        "structured_outputs": off({}), "use json_schema, regex or grammar";
         "structural_tag": unsupported(), "use tools";
         "ebnf": off(""), "use grammar";
         "format": off(""), "use response_format";
@@ -68,23 +62,19 @@ compat_fields! {
         "grammar_lazy": off(false);
         "grammar_triggers", "preserved_tokens": off([]);
         // The prompt.
-        "add_generation_prompt": off(true);
-        "continue_final_message", "raw": off(false);
+        "raw": off(false);
         "add_bos_token": any(Boolean);
         "documents", "image_data", "multimodal_data", "images", "context", "transforms": off([]);
         "chat_template", "tool_prompt", "template": off("");
-        "chat_template_kwargs", "mm_processor_kwargs": off({});
+        "mm_processor_kwargs": off({});
         "truncate", "truncate_prompt_tokens", "prompt_embeds": unsupported();
         "input_ids": unsupported(), "send token ids as prompt";
         "system": off(""), "send a message of the role system";
         "options", "extra_body": off({}), "send its fields beside the others";
         "safe_prompt": off(false), "send a message of the role system";
         // Thinking.
-        "think", "thinking_forced_open": off(false);
-        "thinking": off_json(r#"{"type":"disabled"}"#);
-        "include_reasoning": off(true);
+        "thinking_forced_open": off(false);
         "separate_reasoning", "stream_reasoning", "reasoning_in_content", "parse_tool_calls": any(Boolean);
-        "reasoning_format": off("none", "auto");
         // Further output.
         "n_probs", "top_n_tokens": off(0), "use logprobs";
         "usage": object(USAGE);
@@ -102,6 +92,24 @@ compat_fields! {
         "id_slot", "slot_id", "n_keep", "n_discard", "n_cache_reuse", "data_parallel_rank",
         "bootstrap_port", "bootstrap_room", "speculative.n_max", "speculative.n_min",
         "speculative.p_min": any(Number);
+    }
+
+    /// In routes that do not tell reasoning from other text, fields for it and for chat templates.
+    pub(crate) WITHOUT_THINKING {
+        "think", "enable_thinking", "continue_final_message": off(false);
+        "thinking": off_json(r#"{"type":"disabled"}"#);
+        "thinking_token_budget", "thinking_budget": off(-1), "use /v1/chat/completions";
+        "reasoning_effort": off("none"), "use /v1/chat/completions";
+        "include_reasoning", "add_generation_prompt": off(true);
+        "reasoning_format": off("none", "auto");
+        "chat_template_kwargs": off({}), "use /v1/chat/completions";
+    }
+
+    /// In `structured_outputs`.
+    pub(crate) STRUCTURED_OUTPUTS {
+        "disable_any_whitespace", "disable_additional_properties", "disable_fallback": any(Boolean);
+        "whitespace_pattern", "_backend": any(String);
+        "structural_tag": unsupported(), "use tools";
     }
 
     /// In `usage`.

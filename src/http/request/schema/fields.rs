@@ -40,11 +40,7 @@ impl Fields {
 
     /// Sets what happens to unknown fields, here and in objects within; by default they are refused.
     pub(crate) fn with_unknown(self, unknown: UnknownFields) -> Self {
-        let ignored = match unknown {
-            UnknownFields::Refuse => None,
-            UnknownFields::Warn => Some(Ignored::default()),
-        };
-        Self { location: Location::body(ignored), ..self }
+        Self { location: Location::body(unknown), ..self }
     }
 
     /// The place of a field.

@@ -3,21 +3,23 @@
 use serde_json::{Number, Value};
 
 use super::{ignored_fields::Ignored, json_schema::JsonType};
-use crate::http::field_error::FieldError;
+use crate::{config::UnknownFields, http::field_error::FieldError};
 
 /// A place in the body, and what happens to unknown fields there.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Location {
     /// Such as `messages[2].content`; empty for the whole body.
     path: String,
-    /// Collects unknown fields; `None` refuses them.
-    ignored: Option<Ignored>,
+    /// Collects fields that are ignored.
+    ignored: Ignored,
+    /// Whether unknown fields are ignored instead of refused.
+    is_lenient: bool,
 }
 
 impl Location {
-    /// The whole body. Unknown fields are noted in `ignored`, or refused without it.
-    pub(crate) const fn body(ignored: Option<Ignored>) -> Self {
-        Self { path: String::new(), ignored }
+    /// The whole body, whose unknown fields are ignored or refused.
+    pub(crate) fn body(unknown: UnknownFields) -> Self {
+        Self { is_lenient: unknown == UnknownFields::Warn, ..Self::default() }
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -27,28 +29,31 @@ impl Location {
     /// A field of the object at this place.
     pub(crate) fn field(&self, name: &str) -> Self {
         let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
-        Self { path, ignored: self.ignored.clone() }
+        Self { path, ..self.clone() }
     }
 
     /// An item of the array at this place.
     pub(crate) fn item(&self, index: usize) -> Self {
-        Self { path: format!("{}[{index}]", self.path), ignored: self.ignored.clone() }
+        Self { path: format!("{}[{index}]", self.path), ..self.clone() }
     }
 
     /// The fields that were ignored in this body so far.
     pub(crate) fn ignored(&self) -> Ignored {
-        self.ignored.clone().unwrap_or_default()
+        self.ignored.clone()
     }
 
     /// Refuses the field at this place, or notes it where unknown fields are ignored.
     pub(crate) fn refuse(&self, error: FieldError) -> Result<(), FieldError> {
-        match &self.ignored {
-            Some(ignored) => {
-                ignored.note(&self.path);
-                Ok(())
-            }
-            None => Err(error),
+        if !self.is_lenient {
+            return Err(error);
         }
+        self.ignore();
+        Ok(())
+    }
+
+    /// Notes that the value at this place is ignored.
+    pub(crate) fn ignore(&self) {
+        self.ignored.note(&self.path);
     }
 
     pub(crate) fn missing(&self) -> FieldError {

@@ -245,6 +245,7 @@ macro_rules! tagged_shape {
         }
     ) => {
         $(#[doc = $about])*
+        #[allow(clippy::large_enum_variant, reason = "a request has few of them, and each is read once")]
         #[derive(Debug)]
         $vis enum $name {
             $( $variant($shape), )+

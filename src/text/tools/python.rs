@@ -1,0 +1,116 @@
+//! A call in Python's syntax: `weather(city="Pune", days=3)`.
+
+use super::{literal, step::Step};
+
+/// Longest name of a tool or an argument, in bytes.
+const MAX_NAME: usize = 512;
+
+/// A call that is being read.
+#[derive(Debug, Default)]
+pub(super) struct Python {
+    state: State,
+    text: String,
+    key: String,
+    name: Option<String>,
+    /// The arguments so far, as JSON.
+    arguments: Option<String>,
+    depth: usize,
+    /// The quotation mark of the string that is being read.
+    string: Option<char>,
+    is_escaped: bool,
+    is_complete: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Name,
+    /// Before an argument or the end of the call.
+    Between,
+    Key,
+    Value,
+}
+
+impl Python {
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    pub(super) fn arguments(&self) -> Option<&str> {
+        self.arguments.as_deref()
+    }
+
+    pub(super) const fn has_whole_arguments(&self) -> bool {
+        self.is_complete
+    }
+
+    pub(super) fn take(&mut self, c: char) -> Step {
+        let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+        match (self.state, c) {
+            (State::Name | State::Between | State::Key, c) if c.is_whitespace() => {}
+            (State::Name, '(') if !self.text.is_empty() => return self.take_name(),
+            (State::Between, ',') if self.arguments.as_ref().is_some_and(|arguments| arguments.len() > 1) => {
+            }
+            (State::Between, ')') => return self.complete(Step::Complete),
+            (State::Between, c) if is_name(c) => {
+                self.text.push(c);
+                self.state = State::Key;
+            }
+            (State::Key, '=') => {
+                self.key = std::mem::take(&mut self.text);
+                self.state = State::Value;
+            }
+            (State::Name | State::Key, c) if is_name(c) && self.text.len() < MAX_NAME => self.text.push(c),
+            (State::Value, c) => return self.take_value(c),
+            _ => return self.complete(Step::Broken),
+        }
+        Step::More
+    }
+
+    fn take_name(&mut self) -> Step {
+        self.name = Some(std::mem::take(&mut self.text));
+        self.arguments = Some("{".into());
+        self.state = State::Between;
+        Step::Named
+    }
+
+    fn take_value(&mut self, c: char) -> Step {
+        if self.string.is_none() && self.depth == 0 && matches!(c, ',' | ')') {
+            self.end_value();
+            self.state = State::Between;
+            return if c == ')' { self.complete(Step::Complete) } else { Step::More };
+        }
+        match (self.string, c) {
+            _ if self.is_escaped => self.is_escaped = false,
+            (Some(_), '\\') => self.is_escaped = true,
+            (Some(quote), c) if c == quote => self.string = None,
+            (None, '"' | '\'') => self.string = Some(c),
+            (None, '[' | '(' | '{') => self.depth += 1,
+            (None, ']' | ')' | '}') => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        self.text.push(c);
+        Step::More
+    }
+
+    fn end_value(&mut self) {
+        let text = std::mem::take(&mut self.text);
+        let value = literal::to_json(text.trim()).unwrap_or_else(|| literal::quoted(text.trim()));
+        let arguments = self.arguments.get_or_insert_with(|| "{".into());
+        if arguments.len() > 1 {
+            arguments.push_str(", ");
+        }
+        arguments.push_str(&literal::quoted(&self.key));
+        arguments.push_str(": ");
+        arguments.push_str(&value);
+    }
+
+    /// Ends the arguments.
+    fn complete(&mut self, step: Step) -> Step {
+        if let Some(arguments) = self.arguments.as_mut().filter(|_| !self.is_complete) {
+            arguments.push('}');
+            self.is_complete = true;
+        }
+        step
+    }
+}
