@@ -14,7 +14,7 @@ use super::{
     blueprint::{Blueprint, LmHead},
     json_config::{JsonConfig, JsonConfigError},
     packed::{PackedMatrix, Packing, Part},
-    param::Param,
+    param::{Param, Run},
     quantize::Quantizer,
     tensor_names::{canonical, is_buffer, is_of_a_sense},
     tensors::TensorFile,
@@ -280,8 +280,35 @@ impl Checkpoint {
         rows: Range<usize>,
         quantizer: Quantizer,
     ) -> Result<Option<Vec<f32>>, CheckpointError> {
+        if let Some(matrix) = self.packed.get(&param.name) {
+            return Ok(self.packed_scales(matrix, (param, rows), quantizer)?);
+        }
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
         Ok(file.read_scales(name, (param, rows), quantizer)?)
+    }
+
+    fn packed_scales(
+        &self,
+        matrix: &PackedMatrix,
+        (param, rows): (&Param, Range<usize>),
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, TensorsError> {
+        let cols = param.shape.cols();
+        // Padding within a row moves its blocks.
+        if param.transposed || param.stored_cols() != cols {
+            return Ok(None);
+        }
+        let mut scales = Vec::new();
+        for run in param.stored(rows) {
+            match run {
+                Run::Zeros(count) => scales.resize(scales.len() + count * quantizer.blocks(cols), 0.0),
+                Run::Stored(lines) => match matrix.scales(&self.files, &lines, quantizer)? {
+                    Some(known) => scales.extend(known),
+                    None => return Ok(None),
+                },
+            }
+        }
+        Ok(Some(scales))
     }
 
     fn holds(&self, canonical: &str) -> bool {

@@ -188,7 +188,7 @@ fn packed_note(packing: Packing, adapters: &[AdapterSource]) -> String {
     };
     format!(
         "the base's weights are packed ({}): they are exported as the numbers that they stand for{merged}; --quantize rounds \
-         them once more",
+         them once more, unless they have its blocks",
         packing.name()
     )
 }

@@ -147,6 +147,13 @@ impl Quantizer {
         bits == self.bits && self.block_size == stored.block() && self.zero_points == ZeroPoints::Middle
     }
 
+    /// How many of its blocks a group of `size` numbers of `bits` bits around the middle is, if whole ones.
+    pub(super) fn blocks_of_group(self, bits: u32, size: usize) -> Option<usize> {
+        let is_same = matches!((self.bits, bits), (Bits::Four, 4) | (Bits::Eight, 8));
+        let is_whole = self.zero_points == ZeroPoints::Middle && size.is_multiple_of(self.block_size);
+        (is_same && is_whole).then_some(size / self.block_size)
+    }
+
     /// Quantizes one row; with `known` scales, one for each block, if there are any.
     pub(super) fn quantize_row(self, row: &[f32], known: Option<&[f32]>, packed: PackedRow) {
         let PackedRow { codes, scales, zero_points } = packed;

@@ -87,14 +87,22 @@ fn demo() -> &'static Arc<Text> {
 
 /// A model whose tokenizer has these tokens, the first of them special, and this decoder.
 fn small(tokens: &[&str], decoder: &Value) -> Arc<Text> {
+    small_with(tokens, &[], decoder)
+}
+
+/// The same, with tokens `added` that users have added as text.
+fn small_with(tokens: &[&str], added: &[usize], decoder: &Value) -> Arc<Text> {
     let vocab: serde_json::Map<String, Value> =
         tokens.iter().enumerate().map(|(id, &token)| (token.to_owned(), id.into())).collect();
-    let special = json!({
-        "id": 0, "content": tokens[0], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-        "special": true,
-    });
+    let added_token = |id: &usize| {
+        json!({
+            "id": id, "content": tokens[*id], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": *id == 0,
+        })
+    };
+    let added: Vec<Value> = [0].iter().chain(added).map(added_token).collect();
     let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [special], "normalizer": null,
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": null, "post_processor": null, "decoder": decoder,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": tokens[0]},
     });
@@ -290,6 +298,18 @@ fn sentence_pieces_lose_one_leading_space_and_bytes_become_characters() {
     }
     assert_eq!(decode(&text, &[2, 5, 6, 3, 9, 5, 6, 7, 4]), "namasक  te", "invalid bytes alone are lost");
     assert_eq!(decode(&text, &[2, 5, 6]), "na");
+}
+
+#[test]
+fn added_tokens_of_a_byte_level_tokenizer_are_the_text_that_they_stand_for() {
+    let decoder =
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    // ö and ß are letters of the alphabet of bytes, for bytes that are no text by themselves.
+    let text = small_with(&["<s>", "Gr", "Ã¶", "ÃŁe", "Größe"], &[4], &decoder);
+    assert!(text.token_bytes.is_some());
+    assert_eq!(decode(&text, &[1, 2, 3]), "Größe");
+    assert_eq!(decode(&text, &[4]), "Größe");
+    assert_eq!(decode(&text, &[1, 4, 1, 2]), "GrGrößeGrö");
 }
 
 #[test]

@@ -129,5 +129,27 @@ fn packed_weights_are_the_numbers_that_they_stand_for() {
             "{}:\n{said}",
             case.display()
         );
+        let int4 = ["--quantize", "int4", "--keep", "lm_head=none", "--force"];
+        let again = run(&[&base_only[..], &flags, &int4].concat());
+        assert!(again.status.success(), "{}: {}", case.display(), text(&again.stderr));
+        if case.ends_with("gptq-symmetric") {
+            check_codes(&base.join("model.safetensors"), &fs::read(model.join("model.onnx.data")).unwrap());
+        }
+    }
+}
+
+/// Checks that `exported` has the packed codes of a query projection: its groups are our blocks, with zero points in the middle.
+fn check_codes(checkpoint: &Path, exported: &[u8]) {
+    let file = fs::read(checkpoint).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let packed = tensors.tensor("model.layers.0.self_attn.q_proj.qweight").unwrap();
+    let outputs = packed.shape()[1];
+    let words: Vec<u32> =
+        packed.data().as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    for output in 0..outputs {
+        // Both have the first of two codes in the low half of a byte, and a word is four bytes of one output.
+        let row: Vec<u8> =
+            words.iter().skip(output).step_by(outputs).flat_map(|word| word.to_le_bytes()).collect();
+        assert!(exported.windows(row.len()).any(|bytes| bytes == row), "output {output}");
     }
 }

@@ -166,18 +166,20 @@ def perplexities(llama, url):
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, WINDOW)][:WINDOWS]
     sums, scored = [0.0, 0.0], 0
     vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(llama._model.model))
+
+    # One token at a time: its batches give other logits, by up to 20, on processors without AVX-512.
+    def logits_after(at, token):
+        batch = api.llama_batch_init(1, 0, 1)
+        batch.n_tokens, batch.token[0], batch.pos[0], batch.n_seq_id[0], batch.logits[0] = 1, token, at, 1, 1
+        batch.seq_id[0][0] = 0
+        assert api.llama_decode(llama.ctx, batch) == 0
+        row = ctypes.cast(api.llama_get_logits_ith(llama.ctx, 0), ctypes.POINTER(ctypes.c_float * vocab)).contents
+        api.llama_batch_free(batch)
+        return row
+
     for window in windows:
         api.llama_kv_cache_clear(llama.ctx)
-        batch = api.llama_batch_init(len(window), 0, 1)
-        batch.n_tokens = len(window)
-        for at, token in enumerate(window):
-            batch.token[at], batch.pos[at], batch.n_seq_id[at], batch.logits[at] = token, at, 1, 1
-            batch.seq_id[at][0] = 0
-        assert api.llama_decode(llama.ctx, batch) == 0
-        logits = (api.llama_get_logits_ith(llama.ctx, at) for at in range(len(window) - 1))
-        rows = (ctypes.cast(row, ctypes.POINTER(ctypes.c_float * vocab)).contents for row in logits)
-        sums[0] += negative_log_likelihood(rows, window)
-        api.llama_batch_free(batch)
+        sums[0] += negative_log_likelihood((logits_after(at, token) for at, token in enumerate(window[:-1])), window)
         body = {"prompt": window, "max_tokens": 1, "echo": True, "logprobs": 0, "temperature": 0}
         found = post(url, "/v1/completions", body)["choices"][0]["logprobs"]["token_logprobs"]
         sums[1] -= sum(found[1 : len(window)])

@@ -8,10 +8,10 @@ use serde::Deserialize;
 use super::{
     float8,
     matrix::{Layout, PackedMatrix},
-    settings::{Method, Packing},
+    settings::Method,
 };
 use crate::{
-    export::{tensors::TensorFile, tensors_error::TensorsError},
+    export::{quantize::Quantizer, tensors::TensorFile, tensors_error::TensorsError},
     manifest::MAX_DIMENSION,
 };
 
@@ -54,18 +54,80 @@ impl PackedMatrix {
         }
     }
 
+    /// The scales of the blocks of `lines`, if groups are whole blocks of `quantizer` with zero points in the middle: its codes
+    /// are then those of the matrix.
+    pub(in crate::export) fn scales(
+        &self,
+        files: &[TensorFile],
+        lines: &Range<usize>,
+        quantizer: Quantizer,
+    ) -> Result<Option<Vec<f32>>, TensorsError> {
+        let (inputs, is_by_line) = (self.shape[1], self.layout == Layout::Rows);
+        let (scales, end) = match self.layout {
+            Layout::WordsOfInputs | Layout::WordsOfOutputs => {
+                (self.columns(files, ".scales", lines)?, ".g_idx")
+            }
+            Layout::Rows => (self.scales_of_rows(files, lines)?, ".weight_g_idx"),
+            Layout::Scaled | Layout::Table | Layout::Floats4 => return Ok(None),
+        };
+        let groups = scales.len() / lines.len().max(1);
+        let size = inputs / groups.max(1);
+        let blocks = quantizer.blocks_of_group(self.packing.bits, size).filter(|_| groups * size == inputs);
+        let Some(blocks) = blocks else { return Ok(None) };
+        let is_in_order = |(input, group): (usize, &usize)| input / size == *group;
+        let middle = (1u32 << (self.packing.bits - 1)) as f32;
+        if !self.groups(files, end, groups)?.iter().enumerate().all(is_in_order)
+            || self.zeros(files, lines, groups)?.iter().any(|zero| *zero != middle)
+        {
+            return Ok(None);
+        }
+        let scale = |line: usize, group: usize| {
+            scales[if is_by_line { line * groups + group } else { group * lines.len() + line }]
+        };
+        let of_line = |line| (0..groups).flat_map(move |group| std::iter::repeat_n((line, group), blocks));
+        Ok(Some((0..lines.len()).flat_map(of_line).map(|(line, group)| scale(line, group)).collect()))
+    }
+
+    /// Zero points of groups of words, in the order of their scales.
+    fn zeros(
+        &self,
+        files: &[TensorFile],
+        lines: &Range<usize>,
+        groups: usize,
+    ) -> Result<Vec<f32>, TensorsError> {
+        let awq = |place: usize| AWQ_ORDER[place % AWQ_ORDER.len()];
+        let (mut zeros, added) = match (self.layout, self.packing.method) {
+            (Layout::Rows, _) => {
+                (self.packed_zeros(files, lines, groups)?, (1u32 << (self.packing.bits - 1)) as f32)
+            }
+            (Layout::WordsOfOutputs, _) => (self.zeros_along_outputs(files, (lines, groups), awq)?, 0.0),
+            (_, Method::Gptq { is_second: true }) => {
+                (self.zeros_along_outputs(files, (lines, groups), |place| place)?, 0.0)
+            }
+            _ => (self.zeros_along_outputs(files, (lines, groups), |place| place)?, 1.0),
+        };
+        zeros.iter_mut().for_each(|zero| *zero += added);
+        Ok(zeros)
+    }
+
+    /// Scales `[lines, groups]` of compressed-tensors.
+    fn scales_of_rows(&self, files: &[TensorFile], lines: &Range<usize>) -> Result<Vec<f32>, TensorsError> {
+        let (file, scale) = self.part(files, ".weight_scale")?;
+        let groups = file.shape(scale).get(1).copied().unwrap_or(1).max(1);
+        file.read(scale, lines.start * groups..lines.end * groups)
+    }
+
     /// `(number - zero) · scale` of the input's group.
     fn read_words_of_inputs(
         &self,
         files: &[TensorFile],
         lines: Range<usize>,
     ) -> Result<Vec<f32>, TensorsError> {
-        let Packing { method, bits, .. } = self.packing;
+        let bits = self.packing.bits;
         let (per_word, [out, inputs]) = (self.per_word(), self.shape);
         let scales = self.columns(files, ".scales", &lines)?;
         let groups = scales.len() / lines.len().max(1);
-        let zeros = self.zeros_along_outputs(files, (&lines, groups), |place| place)?;
-        let added = if method == (Method::Gptq { is_second: true }) { 0.0 } else { 1.0 };
+        let zeros = self.zeros(files, &lines, groups)?;
         let group_of = self.groups(files, ".g_idx", groups)?;
         let (file, words) = self.part(files, ".qweight")?;
         let mut values = vec![0.0; lines.len() * inputs];
@@ -77,7 +139,7 @@ impl PackedMatrix {
                     let input = word_row * per_word + place;
                     let at = group_of[input] * lines.len() + line;
                     let number = unpack(word, bits, place) as f32;
-                    values[line * inputs + input] = (number - (zeros[at] + added)) * scales[at];
+                    values[line * inputs + input] = (number - zeros[at]) * scales[at];
                 }
             }
         }
@@ -94,7 +156,7 @@ impl PackedMatrix {
         let order = |place: usize| AWQ_ORDER[place % AWQ_ORDER.len()];
         let scales = self.columns(files, ".scales", &lines)?;
         let groups = scales.len() / lines.len().max(1);
-        let zeros = self.zeros_along_outputs(files, (&lines, groups), order)?;
+        let zeros = self.zeros(files, &lines, groups)?;
         let group_of = self.groups(files, ".g_idx", groups)?;
         let (file, words) = self.part(files, ".qweight")?;
         let wanted = lines.start / per_word..lines.end.div_ceil(per_word);
@@ -115,11 +177,9 @@ impl PackedMatrix {
     /// compressed-tensors: numbers from the lowest to the highest that their bits hold, and perhaps zero points.
     fn read_rows(&self, files: &[TensorFile], lines: Range<usize>) -> Result<Vec<f32>, TensorsError> {
         let (bits, per_word, [_, inputs]) = (self.packing.bits, self.per_word(), self.shape);
-        let lowest = (1u32 << (bits - 1)) as f32;
-        let (file, scale) = self.part(files, ".weight_scale")?;
-        let groups = file.shape(scale).get(1).copied().unwrap_or(1).max(1);
-        let scales = file.read(scale, lines.start * groups..lines.end * groups)?;
-        let zeros = self.packed_zeros(files, &lines, groups)?;
+        let scales = self.scales_of_rows(files, &lines)?;
+        let groups = scales.len() / lines.len().max(1);
+        let zeros = self.zeros(files, &lines, groups)?;
         let group_of = self.groups(files, ".weight_g_idx", groups)?;
         let (file, words) = self.part(files, ".weight_packed")?;
         let width = inputs / per_word;
@@ -129,7 +189,7 @@ impl PackedMatrix {
             for (input, group) in group_of.iter().enumerate() {
                 let number = unpack(row[line * width + input / per_word], bits, input % per_word) as f32;
                 let at = line * groups + group;
-                values.push((number - lowest - zeros[at]) * scales[at]);
+                values.push((number - zeros[at]) * scales[at]);
             }
         }
         Ok(values)
