@@ -50,6 +50,7 @@ mod middleware;
 mod model_registry;
 mod offload;
 mod openapi;
+mod prometheus_text;
 mod request;
 mod rfc3339;
 mod route;

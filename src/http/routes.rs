@@ -393,9 +393,14 @@ fn operation() -> Vec<Route> {
             .errors(&[(503, "No worker is ready; see `Retry-After`.")]),
         Route::new(GET, "/version", "The version of the server", health::version)
             .answers::<Version>("The version."),
-        Route::new(GET, "/metrics", "Metrics in the OpenMetrics text format", health::metrics)
-            .access(Access::Metrics)
-            .answers_raw("application/openmetrics-text", Type::String, "The metrics."),
+        Route::new(
+            GET,
+            "/metrics",
+            "Metrics in Prometheus' text format, or in OpenMetrics' on request",
+            health::metrics,
+        )
+        .access(Access::Metrics)
+        .answers_raw("text/plain", Type::String, "The metrics."),
         Route::new(GET, "/openapi.json", "All routes as an OpenAPI document", pages::openapi)
             .access(Access::Page(page))
             .answers_raw("application/json", Type::Object, "The document."),

@@ -276,7 +276,29 @@ async fn the_index_lists_every_route_and_metrics_count_requests() {
     server.ask(CHAT, &json!({ "messages": [] })).await;
     server.has_counted(CHAT, "ok", 2).await;
     server.has_counted(CHAT, "invalid_value", 1).await;
-    let metrics = server.get("/metrics").send().await.unwrap();
-    assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
-    assert!(metrics.text().await.unwrap().ends_with("# EOF\n"));
+    for (accept, content_type, is_open) in [
+        ("*/*", "text/plain; version=0.0.4", false),
+        ("application/openmetrics-text;version=1.0.0,text/plain;q=0.5", "application/openmetrics-text", true),
+    ] {
+        let metrics = server.get("/metrics").header("accept", accept).send().await.unwrap();
+        assert!(metrics.headers()["content-type"].to_str().unwrap().starts_with(content_type));
+        let text = metrics.text().await.unwrap();
+        assert_eq!(text.ends_with("# EOF\n"), is_open);
+        assert_eq!(text.contains("# TYPE eka_requests_total counter"), !is_open);
+        assert!(text.contains("eka_requests_total{route="), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn routes_answer_without_v1_and_with_a_slash_at_the_end() {
+    let server = Server::start(ServerOptions::default());
+    let chat = json!({ "messages": conversation(), "max_tokens": 2 });
+    for path in ["/chat/completions", "/v1/chat/completions/", "/chat/completions/"] {
+        assert_eq!(server.ask(path, &chat).await.0, 200, "{path}");
+    }
+    for path in ["/models", "/v1/models/", "/health", "/v1/health", "/version", "/livez/"] {
+        assert_eq!(server.get(path).send().await.unwrap().status(), 200, "{path}");
+    }
+    assert_eq!(server.ask("/v1/tokenize", &json!({ "content": "a" })).await.0, 200);
+    assert_eq!(server.get("/v1/chat//completions").send().await.unwrap().status(), 404);
 }

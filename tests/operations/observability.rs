@@ -132,18 +132,18 @@ async fn the_index_is_a_self_contained_page_for_browsers_and_text_for_programs()
     );
     assert_eq!(
         (&head["x-frame-options"], &head["vary"]),
-        (&"DENY".parse().unwrap(), &"accept".parse().unwrap())
+        (&"DENY".parse().unwrap(), &"accept, accept-encoding".parse().unwrap())
     );
     let text = document.text().await.unwrap();
     assert!(!text.contains(MODEL), "the page tells nothing of this server to those without a key");
-    for name in ["page/style.css", "page/script.js", "page/icon.svg"] {
+    for name in ["page/style.css", "page/main.js", "page/icon.svg"] {
         assert!(text.contains(name));
         let file = server.get(&format!("/{name}")).send().await.unwrap();
         assert_eq!((file.status().as_u16(), &file.headers()["etag"]), (200, &head["etag"]), "{name}");
     }
-    let again = server.get("/page/script.js").header("if-none-match", &head["etag"]).send().await.unwrap();
+    let again = server.get("/page/main.js").header("if-none-match", &head["etag"]).send().await.unwrap();
     assert_eq!((again.status().as_u16(), again.text().await.unwrap().as_str()), (304, ""));
-    for path in ["/", "/page/", "/page/other.js", "/page/../v1/slot", "/%70age/script.js"] {
+    for path in ["/", "/page/", "/page/other.js", "/page/../v1/slot", "/%70age/main.js"] {
         assert_eq!(server.get(path).send().await.unwrap().status(), 401, "{path}");
     }
     let list = server.get("/").bearer_auth(ASHA).send().await.unwrap();

@@ -4,7 +4,7 @@
 
 import assert from "node:assert/strict";
 import { spawn, execFileSync } from "node:child_process";
-import { mkdtempSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createRequire } from "node:module";
@@ -16,7 +16,7 @@ const flags = process.argv.slice(2);
 const shots = flags.includes("--shots") ? flags[flags.indexOf("--shots") + 1] : null;
 const fromSources = flags.includes("--sources");
 const scratch = mkdtempSync(join(tmpdir(), "eka-page-"));
-const MAX_BYTES = 150 * 1024;
+const MAX_BYTES = 400_000;
 const PATIENCE = 30_000;
 
 /** Tokens that take long enough to be seen coming. */
@@ -76,7 +76,7 @@ async function visit(browser, server, options = {}) {
 }
 
 async function useSources(page, server) {
-  for (const name of ["style.css", "script.js", "icon.svg"]) {
+  for (const name of readdirSync("src/http/page").filter((name) => /\.(js|css|svg)$/.test(name))) {
     await page.route(`${server.url}/page/${name}`, (route) => route.fulfill({ path: `src/http/page/${name}` }));
   }
   await page.route(`${server.url}/`, async (route) => {
@@ -99,11 +99,34 @@ async function answered(page, turn = page.locator(".turn.theirs").last()) {
   return { text: await turn.locator(".words").innerText(), facts: await turn.locator(".facts").innerText(), turn };
 }
 
-async function greedy(page) {
-  await page.locator("#ask summary").click();
-  await page.locator("#temperature").fill("0");
-  await page.locator("#ask summary").click();
+/** Opens the settings, calls `change`, and closes them. */
+async function withSettings(page, change) {
+  await page.locator("#open-settings").click();
+  await page.locator("#field-temperature").waitFor({ timeout: PATIENCE });
+  await change();
+  await page.locator("#close-settings").click();
 }
+
+const greedy = (page) => withSettings(page, () => page.locator("#field-temperature").fill("0"));
+const view = (page, name) => page.locator(`[role=tab][data-view=${name}]`).click();
+const press = (turn, name) => turn.getByRole("button", { name, exact: true }).click();
+const lastAnswer = (page) => page.locator(".turn.theirs").last();
+
+/** Answers chat requests instead of the server: `texts` as content, one event each. Gives the bodies that were sent. */
+async function answerWith(page, texts, more = {}) {
+  const sent = [];
+  await page.unroute("**/v1/chat/completions");
+  await page.route("**/v1/chat/completions", (route) => {
+    sent.push(JSON.parse(route.request().postData()));
+    const deltas = [...(more.reasoning ?? []).map((text) => ({ reasoning_content: text })), ...texts.map((content) => ({ content })), ...(more.deltas ?? [])];
+    const events = [...deltas.map((delta) => ({ choices: [{ index: 0, delta }] })), { choices: [{ index: 0, delta: {}, finish_reason: "stop" }] }];
+    const body = events.map((event) => `data: ${JSON.stringify(event)}\n\n`).join("");
+    return route.fulfill({ headers: { "content-type": "text/event-stream" }, body: `${body}data: [DONE]\n\n` });
+  });
+  return sent;
+}
+
+const pieces = (text) => text.match(/[^]{1,7}/gu);
 
 async function shoot(page, name, options = {}) {
   if (!shots) return;
@@ -119,7 +142,8 @@ async function findings(page) {
   return grave.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join("; ")}`);
 }
 
-const isWide = (page) => page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
+/** Whether the page, or a part that scrolls up and down, is wider than its window. */
+const isWide = (page) => page.evaluate(() => [document.documentElement, ...document.querySelectorAll("#scroll, .slot-view, .sidebar, .settings-panel")].some((node) => node.scrollWidth > node.clientWidth));
 
 const checks = {
   async "the page loads quietly, small and from here alone; Urdu and Tamil stream, right to left where they should"(browser) {
@@ -138,8 +162,6 @@ const checks = {
     assert.equal(await turn.locator(".words").evaluate((node) => getComputedStyle(node).direction), "rtl");
     assert.match(facts, /first token [\d.]+ m?s/);
     assert.match(facts, /tokens\/s [\d.]+/);
-    await ask(page, "தமிழில் சொல்லுங்கள்: How are you?");
-    await answered(page);
     await page.locator("#fresh").click();
     await ask(page, TAMIL);
     const tamil = await answered(page);
@@ -177,13 +199,11 @@ const checks = {
     const { page, close } = await visit(browser, server);
     await isReady(page);
     const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.className);
-    await page.keyboard.press("Tab");
-    assert.equal(await focused(), "skip");
+    await until("the focus", async () => (await focused()) === "prompt");
+    await greedy(page);
+    await page.locator(".skip").focus();
     await page.keyboard.press("Enter");
-    await page.keyboard.press("Tab");
-    await until("the prompt", async () => ["prompt", "model"].includes(await focused()));
-    if ((await focused()) !== "prompt") await page.keyboard.press("Shift+Tab");
-    assert.equal(await focused(), "prompt");
+    await until("the prompt", async () => (await focused()) === "prompt");
     const outline = await page.locator("#ask").evaluate((node) => getComputedStyle(node).outlineStyle);
     assert.notEqual(outline, "none");
     await page.keyboard.type("Translate to Hindi: Good morning, friend.");
@@ -192,11 +212,11 @@ const checks = {
     await page.keyboard.press("Enter");
     await answered(page);
     const reached = new Set();
-    for (let n = 0; n < 16; n += 1) {
+    for (let n = 0; n < 45; n += 1) {
       await page.keyboard.press("Tab");
       reached.add(await page.evaluate(() => document.activeElement.id || document.activeElement.name || document.activeElement.tagName));
     }
-    for (const wanted of ["model", "mode", "fresh", "send", "SUMMARY", "measure"]) assert.ok(reached.has(wanted), `${wanted} of ${[...reached]}`);
+    for (const wanted of ["model", "mode", "fresh", "search", "send", "open-settings", "rename", "scroll", "theme"]) assert.ok(reached.has(wanted), `${wanted} of ${[...reached]}`);
     assert.match(await page.locator("#said").innerText(), /^Answer complete: /);
     await close();
     await end(server);
@@ -217,11 +237,14 @@ const checks = {
         await answered(page);
         await page.waitForTimeout(100);
       }
+      await shoot(page, `chat-${colorScheme}`);
+      await page.locator("#open-settings").click();
+      assert.deepEqual(await findings(page), [], `${colorScheme}, chat and settings`);
+      await page.locator("#close-settings").click();
+      await view(page, "slot");
       await until("the chart", async () => (await page.locator("#chart .c-peak").count()) >= 24);
       assert.match(await page.locator("#chart-words").innerText(), /rose to .* and left /);
-      await page.evaluate(() => scrollTo(0, 0));
-      await shoot(page, `page-${colorScheme}`, { fullPage: true });
-      await page.locator("#ask summary").click();
+      await shoot(page, `slot-${colorScheme}`);
       await page.locator("#figures summary").click();
       assert.ok((await page.locator("#rows tr").count()) >= 24);
       assert.deepEqual(await findings(page), [], colorScheme);
@@ -239,22 +262,30 @@ const checks = {
     const { page, close } = await visit(browser, server, { viewport: { width: 320, height: 700 }, hasTouch: true, isMobile: true, deviceScaleFactor: 2 });
     await isReady(page);
     assert.equal(await isWide(page), false, "empty");
+    assert.deepEqual(await smallTargets(page), []);
     await greedy(page);
     await ask(page, URDU);
     await answered(page);
+    await shoot(page, "phone-chat");
+    await answerWith(page, ["x".repeat(200), "\n\n|a|b|c|d|e|f|\n|-|-|-|-|-|-|\n|", "wide cell|".repeat(6), "\n\n```\n", "y".repeat(300), "\n```"]);
     await ask(page, "x".repeat(200));
     await answered(page);
-    await page.locator("#figures summary").click();
-    await page.locator("#ask summary").click();
-    assert.equal(await isWide(page), false, "with answers, settings and table");
+    assert.equal(await isWide(page), false, "with answers");
+    assert.deepEqual(await smallTargets(page), []);
     assert.deepEqual(await findings(page), []);
+    for (const [opener, closer, name] of [["#open-sidebar", "#close-sidebar", "conversations"], ["#open-settings", "#close-settings", "settings"]]) {
+      await page.locator(opener).click();
+      assert.equal(await isWide(page), false, name);
+      assert.deepEqual(await smallTargets(page), []);
+      assert.deepEqual(await findings(page), []);
+      await shoot(page, `phone-${name}`);
+      await page.locator(closer).click();
+    }
+    await view(page, "slot");
     await page.locator("#figures summary").click();
-    await page.locator("#fresh").click();
-    await ask(page, URDU);
-    await answered(page);
-    await page.locator("#ask summary").click();
-    await page.evaluate(() => scrollTo(0, 0));
-    await shoot(page, "page-phone", { fullPage: true });
+    assert.equal(await isWide(page), false, "slot");
+    assert.deepEqual(await findings(page), []);
+    await shoot(page, "phone-slot");
     await close();
     await end(server);
   },
@@ -265,7 +296,10 @@ const checks = {
     const request = { prompt: "Once upon a time ".repeat(9), max_new_tokens: 300, ignore_eos: true };
     const all = Array.from({ length: 101 }, () => post(server, "/generate-lite", request, crowd.signal).catch(() => null));
     const { page, seen, close } = await visit(browser, server);
+    await view(page, "slot");
     await until("the queue", async () => (await page.locator("#waiting li").count()) >= 99);
+    await shoot(page, "queue");
+    await view(page, "chat");
     // As many as there is room for.
     await until("a full queue", async () => {
       const { queue } = await (await fetch(`${server.url}/v1/slot`)).json();
@@ -276,11 +310,11 @@ const checks = {
     await page.locator("#send").click();
     const notice = page.locator("#notice");
     await notice.waitFor({ timeout: PATIENCE });
-    assert.match(await notice.innerText(), /The queue is full.*come back in about \d+ (s|min)/s);
+    assert.match(await notice.innerText(), /The queue is full.*Try again in about \d+ (s|min)/s);
     assert.match(await notice.innerText(), /Try again in \d+ (s|min)/);
     assert.equal(await page.locator("#prompt").inputValue(), URDU, "the prompt is not lost");
     assert.deepEqual(await findings(page), []);
-    await shoot(page, "page-queue", { fullPage: true });
+    await shoot(page, "queue-full");
     crowd.abort();
     await Promise.all(all);
     await until("an empty queue", async () => (await page.locator("#waiting li").count()) === 0);
@@ -309,7 +343,7 @@ const checks = {
     rmSync(mark);
     process.kill(workerOf(server), "SIGKILL");
     await page.locator("#state:not([data-state=busy]):not([data-state=ready])").waitFor({ timeout: PATIENCE });
-    await shoot(page, "page-dead-worker");
+    await shoot(page, "dead-worker");
     const { text, facts } = await answered(page);
     assert.equal(text.trim(), "நீங்கள் எப்படி இருக்கிறீர்கள்?");
     assert.match(facts, /resumed 1 time/);
@@ -330,26 +364,363 @@ const checks = {
     await page.locator("#key-form").waitFor({ timeout: PATIENCE });
     assert.equal(await page.evaluate(() => document.activeElement.id), "key");
     assert.deepEqual(await findings(page), []);
-    await shoot(page, "page-key");
+    await shoot(page, "key");
     await page.keyboard.type("wrong-0123456789abcdef");
     await page.keyboard.press("Enter");
-    await page.locator("#key-why.bad", { hasText: "not known" }).waitFor({ timeout: PATIENCE });
+    await page.locator("#key-why.bad", { hasText: "Invalid API key" }).waitFor({ timeout: PATIENCE });
     await page.keyboard.type(asha);
     await page.keyboard.press("Enter");
     await isReady(page);
     assert.equal(await page.locator("#key-form").isVisible(), false);
+    await greedy(page);
     await ask(page, TAMIL);
+    await view(page, "slot");
     await page.locator(".d-who", { hasText: /^You/ }).waitFor({ timeout: PATIENCE });
+    await view(page, "chat");
     await answered(page);
-    assert.equal(await page.evaluate(() => Object.values(localStorage).length), 0);
+    assert.equal(await page.evaluate(() => Object.values(localStorage).length), 0, "the key is in this tab only");
     await page.reload();
     await isReady(page);
+    await until("the button", () => page.locator("#forget").isVisible());
     await page.locator("#forget").click();
     await page.locator("#key-form").waitFor({ timeout: PATIENCE });
     await close();
     await end(server);
   },
+
+  async "Markdown, code, mathematics and thinking are shown as they stream, each block in its own direction"(browser) {
+    const server = await serve();
+    const { page, seen, close } = await visit(browser, server);
+    await isReady(page);
+    const text = [
+      "## Sorting", "A *stable* sort. See [the docs](https://doc.rust-lang.org).", "```rust\nfn main() {\n    v.sort(); // here\n}\n```",
+      "| Name | Cost |\n|---|---:|\n| merge | $O(n \\log n)$ |", "1. one\n2. two\n   - nested", "> quoted", "$$\\int_0^1 x^2\\,dx = \\frac{1}{3}$$", "یہ ایک جملہ ہے۔", "And \\(a^2\\) in English, for $5 or 6.",
+    ].join("\n\n");
+    await answerWith(page, pieces(text), { reasoning: pieces("I think about **sorting**.") });
+    await ask(page, "Explain sorting");
+    const { turn } = await answered(page);
+    const words = turn.locator(".words");
+    for (const [selector, shown] of [["h2", "Sorting"], ["em", "stable"], [".hljs-keyword", "fn"], ["td >> nth=0", "merge"], ["ol > li >> nth=1", "two"], ["blockquote", "quoted"]]) {
+      assert.match(await words.locator(selector).first().innerText(), new RegExp(shown), selector);
+    }
+    assert.equal(await words.locator("math").count(), 3);
+    assert.equal(await words.locator("td").nth(1).evaluate((cell) => getComputedStyle(cell).textAlign), "end");
+    const directions = await words.locator("p").evaluateAll((all) => all.map((one) => [one.textContent, getComputedStyle(one).direction]));
+    assert.equal(directions.find(([shown]) => shown.includes("جملہ"))[1], "rtl");
+    assert.equal(directions.find(([shown]) => shown.includes("English"))[1], "ltr");
+    assert.match(await turn.locator(".thinking summary").innerText(), /Thought for \d+ ms/);
+    await turn.locator(".thinking summary").click();
+    assert.equal(await turn.locator(".thoughts strong").innerText(), "sorting");
+    await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+    await words.locator(".copy-code").click();
+    assert.equal(await page.evaluate(() => navigator.clipboard.readText()), "fn main() {\n    v.sort(); // here\n}\n");
+    await shoot(page, "markdown");
+    assert.deepEqual([await findings(page), seen.errors, seen.foreign], [[], [], []]);
+    await close();
+    await end(server);
+  },
+
+  async "a hostile answer runs nothing, asks no other host, and does not hang the page"(browser) {
+    const server = await serve();
+    const { page, seen, close } = await visit(browser, server);
+    await isReady(page);
+    const dialogs = [];
+    page.on("dialog", (dialog) => dialogs.push(dialog.message()) && dialog.dismiss());
+    for (const text of HOSTILE) {
+      await page.locator("#fresh").click();
+      await answerWith(page, text.length > 1000 ? [text.slice(0, text.length / 2), text.slice(text.length / 2)] : pieces(text));
+      await ask(page, "go");
+      await answered(page);
+      const found = await page.evaluate(() => {
+        const links = [...document.querySelectorAll("#turns a")].map((link) => link.protocol).filter((protocol) => !["http:", "https:", "mailto:", ":"].includes(protocol));
+        const elements = [...document.querySelectorAll("#turns :is(script, img, iframe, object, embed, form form, style, link, video, audio)")].map((node) => node.outerHTML);
+        const handlers = [...document.querySelectorAll("#turns *")].flatMap((node) => node.getAttributeNames()).filter((name) => name.startsWith("on") || name === "style");
+        return [links, elements, handlers];
+      });
+      assert.deepEqual(found, [[], [], []], text.slice(0, 60));
+      const begun = Date.now();
+      await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => resolve())));
+      assert.ok(Date.now() - begun < 5000, `the page hangs after ${text.slice(0, 60)}`);
+    }
+    console.log(`    ${HOSTILE.length} hostile answers`);
+    assert.deepEqual([dialogs, seen.errors, seen.foreign], [[], [], []]);
+    await close();
+    await end(server);
+  },
+
+  async "prompts are edited and answers regenerated as branches; messages are copied and deleted; a request is a curl line"(browser) {
+    const server = await serve();
+    const { page, seen, close } = await visit(browser, server);
+    await isReady(page);
+    const sent = await answerWith(page, ["First."]);
+    await ask(page, "One");
+    await answered(page);
+    await answerWith(page, ["Second."]);
+    await press(lastAnswer(page), "Regenerate");
+    assert.equal((await answered(page)).text.trim(), "Second.");
+    await press(lastAnswer(page), "Previous version");
+    assert.equal((await answered(page)).text.trim(), "First.");
+    assert.match(await lastAnswer(page).locator(".branches").innerText(), /1 \/ 2/);
+    const later = await answerWith(page, ["Third."]);
+    await ask(page, "Two");
+    await answered(page);
+    assert.deepEqual(later[0].messages.map(({ content }) => content), ["One", "First.", "Two"]);
+    await press(page.locator(".turn.mine").first(), "Edit");
+    await page.locator(".edit").fill("Other");
+    await page.keyboard.press("Control+Enter");
+    await answered(page);
+    assert.deepEqual(later[1].messages.map(({ content }) => content), ["Other"]);
+    await press(page.locator(".turn.mine").first(), "Previous version");
+    assert.equal(await page.locator(".turn").count(), 4, "the old branch is whole");
+    await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+    await press(lastAnswer(page), "Copy");
+    assert.equal(await page.evaluate(() => navigator.clipboard.readText()), "Third.");
+    await press(lastAnswer(page), "Request");
+    const line = await lastAnswer(page).locator(".request pre").innerText();
+    assert.match(line, /^curl http:.*\/v1\/chat\/completions .*"content":"Two"/);
+    await press(lastAnswer(page), "Delete");
+    await page.locator("dialog[open] button.danger").click();
+    await until("the deletion", async () => (await page.locator(".turn").count()) === 3);
+    await page.keyboard.press("e");
+    assert.ok(sent[0].stream);
+    assert.deepEqual(seen.errors, []);
+    await close();
+    await end(server);
+  },
+
+  async "conversations stay in the browser: found, renamed, exported, deleted after a question, and imported again"(browser) {
+    const server = await serve();
+    const { page, seen, close } = await visit(browser, server);
+    await isReady(page);
+    for (const [prompt, text] of [["About the monsoon", "It rains."], ["About mangoes", "They are sweet."]]) {
+      await page.locator("#fresh").click();
+      await answerWith(page, [text]);
+      await ask(page, prompt);
+      await answered(page);
+    }
+    await page.reload();
+    await isReady(page);
+    const entries = page.locator(".entry-title");
+    await until("the conversations", async () => (await entries.count()) === 2);
+    await page.locator("#search").fill("RAINS");
+    assert.deepEqual(await entries.allInnerTexts(), ["About the monsoon"]);
+    await entries.first().click();
+    assert.match(await page.locator("#turns").innerText(), /It rains\./);
+    await page.locator("#search").fill("");
+    await page.locator("#rename").click();
+    await page.locator("dialog[open] input").fill("Weather");
+    await page.keyboard.press("Enter");
+    await until("the name", async () => (await entries.allInnerTexts()).includes("Weather"));
+    const [download] = await Promise.all([page.waitForEvent("download"), page.locator("#export").click()]);
+    const file = join(scratch, "conversations.json");
+    await download.saveAs(file);
+    await page.locator("#delete").click();
+    assert.match(await page.locator("dialog[open]").innerText(), /“Weather” with 2 messages will be deleted/);
+    await page.keyboard.press("Escape");
+    assert.equal(await entries.count(), 2, "Escape deletes nothing");
+    await page.locator("#delete").click();
+    await page.locator("dialog[open] button.danger").click();
+    await until("the deletion", async () => (await entries.count()) === 1);
+    await page.locator("#import-file").setInputFiles(file);
+    await until("the import", async () => (await entries.count()) === 3);
+    await entries.getByText("Weather").click();
+    assert.match(await page.locator("#turns").innerText(), /It rains\./);
+    const damaged = join(scratch, "damaged.json");
+    writeFileSync(damaged, '{"conversations":[{"title":"x","messages":{"a":{}},"leaf":"a"}]}');
+    await page.locator("#import-file").setInputFiles(damaged);
+    assert.match(await page.locator("dialog[open]").innerText(), /damaged\.json: a conversation of the file is damaged/);
+    await page.locator("dialog[open] button.primary").click();
+    assert.equal(await entries.count(), 3);
+    assert.deepEqual(seen.errors, []);
+    await close();
+    await end(server);
+  },
+
+  async "every setting has a meaning and a default, is sent as it was set, and is checked while it is written"(browser) {
+    const server = await serve();
+    const { page, close } = await visit(browser, server);
+    await isReady(page);
+    const sent = await answerWith(page, ["Yes."]);
+    await ask(page, "plain");
+    await answered(page);
+    assert.deepEqual(Object.keys(sent[0]).sort(), ["messages", "model", "stream", "stream_options"], "nothing is sent that was not set");
+    await withSettings(page, async () => {
+      for (const field of await page.locator("#fields .field").all()) assert.ok((await field.locator(".about").innerText()).length > 10);
+      await page.locator("#system").fill("Be brief.");
+      await page.locator("#field-temperature").fill("0.5");
+      await page.locator("#field-top_k").fill("40");
+      await page.locator("#field-stop").fill("END\nSTOP");
+      await page.locator("#field-top_p").fill("7");
+      assert.match(await page.locator("#field-top_p-error").innerText(), /a number, 0 to 1/);
+      await page.locator("#field-json_schema").fill('{"type": ');
+      assert.match(await page.locator("#field-json_schema-error").innerText(), /^Not valid yet: /);
+      await page.locator("#field-json_schema").fill('{"type": "object"}');
+      assert.equal(await page.locator("#field-json_schema-error").isVisible(), false);
+      await shoot(page, "settings");
+    });
+    await page.locator("#fresh").click();
+    await ask(page, "set");
+    await answered(page);
+    const { messages, model, stream, stream_options, ...fields } = sent[1];
+    assert.deepEqual(fields, { temperature: 0.5, top_k: 40, stop: ["END", "STOP"], json_schema: { type: "object" } });
+    assert.deepEqual(messages[0], { role: "system", content: "Be brief." });
+    await page.reload();
+    await isReady(page);
+    await withSettings(page, async () => {
+      assert.equal(await page.locator("#field-top_k").inputValue(), "40", "settings are kept");
+      await page.locator("#save-preset").click();
+      await page.locator("dialog[open] input").fill("terse");
+      await page.keyboard.press("Enter");
+      await until("the preset", async () => (await page.locator("#preset").inputValue()) === "terse");
+      await page.locator("#reset").click();
+      assert.equal(await page.locator("#field-top_k").inputValue(), "");
+      await page.locator("#preset").selectOption("");
+      await page.locator("#preset").selectOption("terse");
+      assert.equal(await page.locator("#field-top_k").inputValue(), "40");
+    });
+    await close();
+    await end(server);
+  },
+
+  async "probabilities of tokens are shown where they were asked for"(browser) {
+    const server = await serve();
+    const { page, close } = await visit(browser, server);
+    await isReady(page);
+    await withSettings(page, async () => {
+      await page.locator("#field-temperature").fill("0");
+      await page.locator("#probabilities").check();
+    });
+    await ask(page, TAMIL);
+    const { turn } = await answered(page);
+    await press(turn, "Token probabilities");
+    const tokens = turn.locator(".token");
+    assert.ok((await tokens.count()) >= 5);
+    assert.match(await tokens.first().getAttribute("title"), /^".*" [\d.]+ %\n/);
+    await shoot(page, "probabilities");
+    await close();
+    await end(server);
+  },
+
+  async "a server that died is shown as not reachable, nothing runs any more, and the prompt is kept"(browser) {
+    const server = await serve(...SLOW);
+    const { page, close } = await visit(browser, server);
+    await isReady(page);
+    await page.waitForTimeout(300);
+    await page.locator("#prompt").fill(TAMIL);
+    await page.locator("#send").click();
+    const words = lastAnswer(page).locator(".words");
+    await until("some of the answer", async () => (await words.innerText()).trim());
+    await end(server);
+    const { facts } = await answered(page);
+    assert.match(facts, /connection lost/);
+    await page.locator("#notice", { hasText: "Connection lost." }).waitFor({ timeout: PATIENCE });
+    await page.locator("#state-text", { hasText: "Not reachable" }).waitFor({ timeout: PATIENCE });
+    await view(page, "slot");
+    assert.match(await page.locator("#devices").innerText(), /not reachable/);
+    await shoot(page, "lost-connection");
+    await view(page, "chat");
+    await page.locator("#prompt").fill("A second prompt");
+    await page.locator("#send").click();
+    await page.locator("#notice", { hasText: "cannot be reached" }).waitFor({ timeout: PATIENCE });
+    assert.equal(await page.locator("#prompt").inputValue(), "A second prompt");
+    await close();
+  },
+
+  async "shortcuts do what their list says, and leave typing alone"(browser) {
+    const server = await serve();
+    const { page, close } = await visit(browser, server);
+    await isReady(page);
+    const focused = () => page.evaluate(() => document.activeElement.id);
+    await page.evaluate(() => document.activeElement.blur());
+    await page.keyboard.press("?");
+    assert.ok(await page.locator("#shortcuts").isVisible());
+    await page.keyboard.press("Escape");
+    await page.keyboard.press("/");
+    assert.equal(await focused(), "prompt");
+    await page.keyboard.type("n/?m");
+    assert.equal(await page.locator("#prompt").inputValue(), "n/?m");
+    await page.locator("#prompt").fill("");
+    await page.evaluate(() => document.activeElement.blur());
+    await page.keyboard.press("f");
+    assert.equal(await focused(), "search");
+    await page.evaluate(() => document.activeElement.blur());
+    await page.keyboard.press("m");
+    assert.ok(await page.locator("#slot-view").isVisible());
+    await page.keyboard.press("m");
+    await page.keyboard.press("s");
+    assert.ok(await page.locator("#settings").isVisible());
+    await page.keyboard.press("Escape");
+    assert.equal(await page.locator("#settings").isVisible(), false);
+    for (const theme of ["dark", "light"]) {
+      await page.locator("#theme").selectOption(theme);
+      assert.equal(await page.evaluate(() => getComputedStyle(document.documentElement).colorScheme), theme);
+    }
+    await page.reload();
+    assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), "light");
+    await close();
+    await end(server);
+  },
+
+  async "an answer of 10,000 tokens streams without long frames"(browser) {
+    const server = await serve();
+    const { page, close } = await visit(browser, server);
+    await isReady(page);
+    const paragraph = "Some *words* of a long answer, with `code` and a [link](https://example.org).\n\n- one\n- two\n\n";
+    await page.evaluate((text) => {
+      const events = Array.from({ length: 10_000 }, (_, at) => `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content: text.slice((at * 5) % text.length, ((at * 5) % text.length) + 5) } }] })}\n\n`);
+      const original = globalThis.fetch;
+      globalThis.fetch = (path, options) => {
+        if (path !== "v1/chat/completions") return original(path, options);
+        let at = 0;
+        const encoder = new TextEncoder();
+        const body = new ReadableStream({
+          async pull(controller) {
+            await new Promise((resolve) => setTimeout(resolve, 5));
+            controller.enqueue(encoder.encode(events.slice(at, at + 10).join("")));
+            at += 10;
+            if (at < events.length) return;
+            controller.enqueue(encoder.encode("data: [DONE]\n\n"));
+            controller.close();
+          },
+        });
+        return Promise.resolve(new Response(body, { headers: { "content-type": "text/event-stream" } }));
+      };
+      globalThis.frames_ = [];
+      let last = performance.now();
+      const note = (now) => {
+        globalThis.frames_.push(now - last);
+        last = now;
+        requestAnimationFrame(note);
+      };
+      requestAnimationFrame(note);
+    }, paragraph);
+    await ask(page, "long");
+    await page.locator("#stop").waitFor({ state: "hidden", timeout: 120_000 });
+    const frames = (await page.evaluate(() => globalThis.frames_)).sort((a, b) => a - b);
+    console.log(`    frames: median ${frames[frames.length >> 1].toFixed(0)} ms, 99 % below ${frames[Math.floor(frames.length * 0.99)].toFixed(0)} ms, longest ${frames.at(-1).toFixed(0)} ms`);
+    assert.ok((await lastAnswer(page).locator(".words li").count()) > 100);
+    await close();
+    await end(server);
+  },
 };
+
+/** Answers that attack the page: scripts, links, and what makes parsers slow. */
+const HOSTILE = [
+  "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg onload=alert(1)>", "<iframe src='javascript:alert(1)'></iframe>", "<style>body{display:none}</style>",
+  "<a href='javascript:alert(1)'>x</a>", "<div style='position:fixed;inset:0'>x</div>", "<form action='https://evil.example'><button>x</button></form>", "<base href='https://evil.example/'>",
+  "<meta http-equiv=refresh content='0;url=https://evil.example'>", "<link rel=stylesheet href=https://evil.example/x.css>", "<object data=x></object>", "<!-- <script>alert(1)</script> -->",
+  "[x](javascript:alert(1))", "[x](JaVaScRiPt:alert(1))", "[x](&#106;avascript:alert(1))", "[x](data:text/html,<script>alert(1)</script>)", "[x](vbscript:x)", "[x](file:///etc/passwd)",
+  "![x](https://evil.example/x.png)", "![x](javascript:alert(1))", "![x](data:image/svg+xml,<svg onload=alert(1)>)", "<javascript:alert(1)>", "[x]: javascript:alert(1)\n\n[x]",
+  "[a](https://example.org \"onmouseover=alert(1)\")", "`<script>alert(1)</script>`", "```html\n<script>alert(1)</script>\n```", "```\"><script>alert(1)</script>\nx\n```", "```\nnever closed",
+  "~~~js onload=alert(1)\nx", "$\\href{javascript:alert(1)}{x}$", "$\\url{javascript:alert(1)}$", "$$\\htmlStyle{color:red}{x}$$", "$\\def\\x{\\x\\x}\\x$", "$\\includegraphics{https://evil.example/x.png}$",
+  "$\\color{red}{x}\\rule{9999em}{9999em}$", `$$${"\\frac{1}{".repeat(200)}`, "$".repeat(3001), "[".repeat(50_000), "*".repeat(50_000), "`".repeat(20_000), "> ".repeat(5000), "- ".repeat(3000), "_a".repeat(20_000),
+  `http://${"a.".repeat(20_000)}`, "x".repeat(1_000_000), `|a|b|\n|-|-|\n${"|1|2|\n".repeat(3000)}`, `|${"a|".repeat(2000)}\n|${"-|".repeat(2000)}\n|${"b|".repeat(2000)}`, "\u202e\u2066".repeat(2000), "A\u0301\u0302\u0303".repeat(5000), `\`\`\`js\n${"let x = 1; /* ".repeat(5000)}`,
+];
+
+/** Buttons, fields and links that are visible and smaller than 44 pixels. */
+function smallTargets(page) {
+  return page.evaluate(() => [...document.querySelectorAll("button, select, input:not([type=checkbox]):not([type=radio]), textarea, summary, a.quiet")].filter((node) => node.checkVisibility()).map((node) => [node.id || node.textContent, node.getBoundingClientRect()]).filter(([, { height }]) => height < 43.5).map(([name, { height }]) => `${name}: ${height}`));
+}
 
 /** Notes what the page's line of state says; gives what gives the notes. */
 function watchState(page) {

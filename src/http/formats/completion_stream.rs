@@ -475,13 +475,12 @@ impl Resume {
         Self { executor, caller, job, terms, answer: Vec::new() }
     }
 
-    /// Submits a job for at most `max_new` tokens after the answer so far, which ends with `forced`. The prompt is in the prefix
+    /// Submits a job for at most `max_new` tokens after the answer so far and `forced`. The prompt is in the prefix
     /// cache, so only the end of the answer is computed again.
     fn submit(self, forced: &[u32], max_new: usize, arrived: Instant) -> Result<Ticket, Failure> {
         let Self { executor, caller, job, terms, answer } = self;
-        debug_assert!(answer.ends_with(forced), "the forced tokens are a part of the answer");
         let id = executor.new_id();
-        let prompt = [job.prompt.as_slice(), &answer].concat();
+        let prompt = [job.prompt.as_slice(), &answer, forced].concat();
         let total = terms.deadlines.total.saturating_sub(arrived.elapsed());
         // It waited once.
         let deadlines = Deadlines { queue: total, total };

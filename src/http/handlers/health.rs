@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
     executor::SubmitError,
-    http::{error::ApiError, state::AppState},
+    http::{error::ApiError, prometheus_text, state::AppState},
     metrics::CONTENT_TYPE,
 };
 
@@ -75,8 +75,15 @@ pub(crate) async fn startupz(state: web::Data<AppState>) -> Result<HttpResponse,
     }
 }
 
-/// `GET /metrics`.
-pub(crate) async fn metrics(state: web::Data<AppState>) -> Result<HttpResponse, ApiError> {
+/// `GET /metrics`, in Prometheus' text format unless the client asks for OpenMetrics.
+pub(crate) async fn metrics(
+    request: HttpRequest,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, ApiError> {
     let text = state.metrics.render().map_err(|error| ApiError::Internal { message: error.to_string() })?;
-    Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text))
+    if prometheus_text::wants_open_metrics(request.headers()) {
+        return Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text));
+    }
+    let text = prometheus_text::from_open_metrics(&text);
+    Ok(HttpResponse::Ok().content_type(prometheus_text::CONTENT_TYPE).body(text))
 }

@@ -13,7 +13,11 @@ use utoipa::openapi::{
     tag::TagBuilder,
 };
 
-use super::{documents::Documents, handlers::pages, routes::ROUTES};
+use super::{
+    documents::{Documents, Page},
+    handlers::pages,
+    routes::ROUTES,
+};
 
 const ABOUT: &str = "Serves fine-tuned language models, one answer at a time. A field that is null is treated as absent, and \
      integers may be written as 5.0. Unknown fields are refused by name, or with server.unknown_fields = warn ignored and \
@@ -40,7 +44,9 @@ pub(super) static DOCUMENTS: LazyLock<Documents> = LazyLock::new(|| {
         let _ = writeln!(index, "{:4} {:25} {}", route.info.method, route.info.path, route.summary);
     }
     let etag = pages::etag(docs.as_deref().unwrap_or_default());
-    Documents { index, openapi: document.to_string(), docs, etag }
+    let docs = docs.map(|text| Page::new(pages::HTML, text.into()));
+    let openapi = Page::new("application/json", document.to_string().into());
+    Documents { index, openapi, docs, etag }
 });
 
 /// The OpenAPI document.

@@ -5,7 +5,7 @@
 //! of [`FORMATS`]: the texts around calls, and the syntax of a call, which has a reader. [`ToolCallParser`] parses any of
 //! them, and [`grammar`] makes a grammar for answers that must be calls.
 //!
-//! A template without tools, or with a format that eka does not know, gets [`generic`] instructions, and calls in Hermes' format.
+//! A template without tools gets [`generic`] instructions, and calls in Hermes' format.
 
 mod format;
 mod formats;
@@ -36,8 +36,10 @@ pub use self::{
 /// A chat template's support for tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolSupport {
-    /// It ignores tools, or eka cannot parse its format of calls: the conversation describes the tools instead.
+    /// It ignores tools: the conversation describes them instead, with Hermes' format of calls.
     Generic,
+    /// It shows tools, but in a format of calls that eka does not know. Calls are read in Hermes' format.
+    UnknownFormat,
     /// It supports tools, with this format of calls.
     Native(&'static ToolFormat),
 }
@@ -49,14 +51,14 @@ impl ToolSupport {
         if !template.contains("tools") {
             return Self::Generic;
         }
-        FORMATS.into_iter().find(|format| (format.is_of)(template)).map_or(Self::Generic, Self::Native)
+        FORMATS.into_iter().find(|format| (format.is_of)(template)).map_or(Self::UnknownFormat, Self::Native)
     }
 
     /// The format of calls.
     #[must_use]
     pub const fn format(self) -> &'static ToolFormat {
         match self {
-            Self::Generic => &HERMES,
+            Self::Generic | Self::UnknownFormat => &HERMES,
             Self::Native(format) => format,
         }
     }

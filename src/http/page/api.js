@@ -1,0 +1,106 @@
+// Requests to the server, the API key, and errors in words.
+
+import { sentence, time } from "./format.js";
+
+const KEY = "eka-api-key";
+let key = sessionStorage.getItem(KEY) || "";
+
+export const hasKey = () => Boolean(key);
+
+/** Stores the key in this tab only. */
+export function setKey(value) {
+  key = value;
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+}
+
+function headers(more = {}) {
+  return key ? { ...more, authorization: `Bearer ${key}` } : more;
+}
+
+/** An error answer of the server, or a connection that failed (status 0). `wait` is in seconds. */
+export class RequestError extends Error {
+  constructor(message, { status = 0, code = "", wait = 0 } = {}) {
+    super(message);
+    Object.assign(this, { status, code, wait });
+  }
+}
+
+async function errorOf(response) {
+  const wait = Number(response.headers.get("retry-after")) || 0;
+  let error = {};
+  try {
+    error = (await response.json()).error || {};
+  } catch {
+    // A proxy's page: only the status is known.
+  }
+  const message = error.message || `The server answered with status ${response.status}.`;
+  return new RequestError(message, { status: response.status, code: error.code || "", wait });
+}
+
+async function send(path, options) {
+  try {
+    const response = await fetch(path, { cache: "no-store", ...options, headers: headers(options.headers) });
+    if (!response.ok) throw await errorOf(response);
+    return response;
+  } catch (error) {
+    if (error instanceof RequestError || (options.signal && options.signal.aborted)) throw error;
+    throw new RequestError("The server cannot be reached.");
+  }
+}
+
+export async function get(path) {
+  return (await send(path, {})).json();
+}
+
+export async function post(path, body) {
+  return (await send(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) })).json();
+}
+
+/** Posts a body and calls `onEvent` with each event of the answer's stream, and `onComment` with each comment. */
+export async function stream(path, body, { signal, id, onEvent, onComment }) {
+  const response = await send(path, {
+    method: "POST",
+    headers: { "content-type": "application/json", "x-request-id": id },
+    body: JSON.stringify(body),
+    signal,
+  });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    let read;
+    try {
+      read = await reader.read();
+    } catch (error) {
+      if (signal.aborted) throw error;
+      throw new RequestError("The connection was lost before the answer was complete.", { code: "connection_lost" });
+    }
+    if (read.done) throw new RequestError("The connection ended before the answer was complete.", { code: "connection_lost" });
+    const events = (rest + read.value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      if (event === "data: [DONE]") return;
+      if (event.startsWith(": ")) onComment(event.slice(2));
+      if (event.startsWith("data: ")) onEvent(JSON.parse(event.slice(6)));
+    }
+  }
+}
+
+/** An error as a headline and a sentence. */
+export function inWords(error) {
+  switch (error.code) {
+    case "queue_full":
+      return ["The queue is full.", `Try again in about ${time(error.wait * 1000)}.`];
+    case "rate_limit_exceeded":
+      return ["Too many requests.", sentence(error.message)];
+    case "not_ready":
+      return ["Not ready yet.", "The model is still loading."];
+    case "worker_down":
+    case "worker_lost":
+      return ["The worker process is not running.", sentence(error.message)];
+    case "connection_lost":
+      return ["Connection lost.", sentence(error.message)];
+    default:
+      return [error.status ? "The server rejected the request." : "The request failed.", sentence(error.message)];
+  }
+}
