@@ -141,7 +141,7 @@ impl LocalModel {
             written.inspect_err(|_| cancel.cancel())
         });
         let finish = written.context("cannot write the answer")?;
-        let Finish { reason, usage, timings, .. } = match ran.and_then(|()| finish) {
+        let Finish { reason, usage, timings, .. } = match ran.and(finish) {
             Err(Failure::NoWorker { message, .. }) => return self.unloadable(&message),
             finish => finish?,
         };

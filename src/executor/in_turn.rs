@@ -6,12 +6,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{Event, Failure, Finish, GroupedJob, Job, JobId};
 
+/// Where the events of a group go.
+type GroupEvents = UnboundedSender<(JobId, Event)>;
+
+/// A group that runs.
+type Running = BoxFuture<'static, Result<(), Failure>>;
+
 /// A run of groups, from a run of single jobs.
 pub(super) fn one_by_one<R, F>(
     mut run: R,
-) -> impl FnMut(Vec<GroupedJob>, UnboundedSender<(JobId, Event)>) -> BoxFuture<'static, Result<(), Failure>>
-+ Send
-+ 'static
+) -> impl FnMut(Vec<GroupedJob>, GroupEvents) -> Running + Send + 'static
 where
     R: FnMut(Job, UnboundedSender<Event>, CancellationToken) -> F + Send + 'static,
     F: Future<Output = Result<Finish, Failure>> + Send + 'static,

@@ -147,9 +147,9 @@ mod tests {
     fn rows_are_contiguous_within_a_segment() {
         let segments = [segment(0, 0), segment(10, 40), segment(12, 20)];
         let rows = |block| contiguous(&segments, &block).collect::<Vec<_>>();
-        assert_eq!(rows(3..9), [3..9]);
+        assert_eq!(rows(3..12), [3..10, 40..42]);
         assert_eq!(rows(8..20), [8..10, 40..42, 20..28]);
-        assert_eq!(rows(11..12), [41..42]);
+        assert_eq!(rows(11..13), [41..42, 20..21]);
     }
 
     proptest! {
