@@ -198,13 +198,16 @@ async fn an_unsupported_constraint_is_a_400_with_the_reason() {
 }
 
 #[tokio::test]
-async fn stop_conditions_with_a_constraint_are_refused_by_name() {
+async fn end_tokens_beside_a_constraint_are_rejected_by_name_and_stop_strings_are_accepted() {
     let server = Server::start(ServerOptions::default());
     let form = json!({ "regex": "a+" });
-    for (name, value) in [("stop", json!("a")), ("stop_token_ids", json!([7])), ("ignore_eos", json!(true))] {
+    for (name, value) in [("stop_token_ids", json!([7])), ("ignore_eos", json!(true))] {
         let said = refused(&server, with(form.clone(), &json!({ name: value })), "invalid_value", name).await;
         assert!(said.contains("cannot be combined with regex"), "{said}");
     }
+    // Stop strings end the content that is outside of a form.
+    let (status, answer) = server.ask(NATIVE, &with(form, &json!({ "prompt": "hello", "stop": "a" }))).await;
+    assert_eq!(status, 200, "{answer}");
     let both = json!({ "regex": "a", "response_format": { "type": "json_object" } });
     refused(&server, both, "invalid_value", "regex").await;
 }
