@@ -212,6 +212,7 @@ export const checks = {
     });
     await ask(page, TAMIL);
     const { turn } = await answered(page);
+    assert.equal(await page.locator("#state-text").innerText(), "Ready", "nothing is said to run after its end");
     await press(turn, "Token probabilities");
     const tokens = turn.locator(".token");
     assert.ok((await tokens.count()) >= 5);

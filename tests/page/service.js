@@ -21,14 +21,14 @@ export const checks = {
     const { text, facts, turn } = await answered(page);
     assert.equal(text.trim(), "میں ایک کتاب پڑھ رہا ہوں۔");
     assert.ok(partial.length < text.length, `nothing was streamed: ${partial}`);
-    assert.equal(await turn.locator(".words").evaluate((node) => getComputedStyle(node).direction), "rtl");
+    assert.equal(await turn.locator(".words p").evaluate((node) => getComputedStyle(node).direction), "rtl");
     assert.match(facts, /first token [\d.]+ m?s/);
     assert.match(facts, /tokens\/s [\d.]+/);
     await page.locator("#fresh").click();
     await ask(page, TAMIL);
     const tamil = await answered(page);
     assert.equal(tamil.text.trim(), "நீங்கள் எப்படி இருக்கிறீர்கள்?");
-    assert.equal(await tamil.turn.locator(".words").evaluate((node) => getComputedStyle(node).direction), "ltr");
+    assert.equal(await tamil.turn.locator(".words p").evaluate((node) => getComputedStyle(node).direction), "ltr");
     await page.locator("#prompt").fill("میرا سوال یہ ہے");
     assert.equal(await page.locator("#prompt").evaluate((node) => getComputedStyle(node).direction), "rtl");
     assert.deepEqual([seen.errors, seen.foreign], [[], []]);

@@ -70,6 +70,13 @@ function soon() {
   if (!document.hidden && !isLocked) timer = setTimeout(poll, 150);
 }
 
+/** A request of this page began or ended: said at once, and asked soon. */
+function showBusy() {
+  if (isRunning()) showState("busy", "Answering");
+  else if ($("state").dataset.state === "busy") showState("ready", "Ready");
+  soon();
+}
+
 async function poll() {
   clearTimeout(timer);
   if (document.hidden || isLocked || isPolling) return;
@@ -173,7 +180,7 @@ function openChosen(conversation) {
 }
 
 onStoreFailure(() => show($("store-failure"), true));
-startChat({ keep, isBusy: soon, isLocked: lock });
+startChat({ keep, isBusy: showBusy, isLocked: lock });
 startSettings();
 startSidebar(openChosen);
 show($("forget"), hasKey());
