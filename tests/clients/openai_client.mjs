@@ -77,8 +77,8 @@ const CALLS = {
     // The first token is the one that every prompt begins with.
     assert.deepEqual([logprobs.token_logprobs[0], logprobs.tokens.slice(1).join("")], [null, text]);
   },
-  "completions: best_of is refused by name": () =>
-    refused(BadRequestError, "invalid_value", "best_of", () => complete({ best_of: 3 })),
+  "completions: the best of several": async () =>
+    assert.equal((await complete({ prompt: RENDERED, best_of: 3 })).choices[0].text, ANSWER),
   "completions: suffix is refused by name": () =>
     refused(BadRequestError, "unsupported_field", "suffix", () => complete({ suffix: "end" })),
   "chat: whole": async () => {
