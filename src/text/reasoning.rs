@@ -272,7 +272,7 @@ impl ReasoningParser {
                 Split { reasoning: rest.trim_end().to_owned(), ..Split::default() }
             }
             State::Closed => Split::default(),
-            // The beginning of a header is no text.
+            // The beginning of a header does not belong to the text.
             State::Header if begins_header(rest.trim_start()) => Split::default(),
             State::Start | State::Answer | State::Header | State::Message(_) => {
                 Split { answer: rest, ..Split::default() }
@@ -388,7 +388,7 @@ impl ReasoningParser {
         let channel = header.split("<|channel|>").nth(1).unwrap_or_default().trim_start();
         self.state = State::Message(match header.find(RECIPIENT) {
             Some(at) => {
-                // The rest of the header is no part of the call.
+                // The rest of the header does not belong to the call.
                 let call = header[at..].split("<|channel|>").next().unwrap_or_default();
                 let call = call.strip_suffix(MESSAGE).unwrap_or(call);
                 let said = std::mem::take(&mut self.said);

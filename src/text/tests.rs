@@ -304,7 +304,7 @@ fn sentence_pieces_lose_one_leading_space_and_bytes_become_characters() {
 fn added_tokens_of_a_byte_level_tokenizer_are_the_text_that_they_stand_for() {
     let decoder =
         json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
-    // ö and ß are letters of the alphabet of bytes, for bytes that are no text by themselves.
+    // ö and ß are letters of the alphabet of bytes, for bytes that are not text by themselves.
     let text = small_with(&["<s>", "Gr", "Ã¶", "ÃŁe", "Größe"], &[4], &decoder);
     assert!(text.token_bytes.is_some());
     assert_eq!(decode(&text, &[1, 2, 3]), "Größe");

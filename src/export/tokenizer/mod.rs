@@ -46,7 +46,7 @@ const QWEN_TIKTOKEN: &str = "qwen.tiktoken";
 const WRONG_CLASS: [&str; 8] =
     ["ernie4_5", "internlm2", "internlm3", "llava", "nemotron", "phi3", "qwen2", "smolvlm"];
 
-/// Model types for which `LlamaTokenizer` is no more than a name.
+/// Model types whose `LlamaTokenizer` is only a name.
 const GENERIC: [&str; 13] = [
     "glm",
     "glm4",

@@ -145,7 +145,7 @@ struct PreparedPrompt {
     max_new: usize,
     /// Its text, if the answer begins with it.
     echo: Option<String>,
-    /// How the answer's reasoning is told apart.
+    /// How the answer's reasoning is recognised.
     reasoning: Option<ReasoningOptions>,
 }
 

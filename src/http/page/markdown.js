@@ -6,7 +6,7 @@ import { MarkdownIt, hljs, temml, tex } from "./libraries.js";
 import { copy, element } from "./dom.js";
 import { markScript } from "./format.js";
 
-// Beyond these a text is shown plainly: what is longer is no prose, and takes the browser too long.
+// Longer texts are shown plainly: rendering them takes the browser too long.
 const MAX_MARKDOWN = 200_000;
 const MAX_HIGHLIGHTED = 50_000;
 const MAX_FORMULA = 5_000;

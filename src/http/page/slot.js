@@ -195,7 +195,7 @@ function svg(name, attributes = {}, ...children) {
   return made;
 }
 
-/** Round steps of bytes, so many that four or so lines are drawn. */
+/** Round steps of bytes for about four lines. */
 function scale(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const least = Math.max(high - low, high * 0.02, 1024);

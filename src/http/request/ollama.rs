@@ -82,7 +82,7 @@ shape! {
         presence_penalty: Option<f32> = number(-2.0..=2.0).optional();
         frequency_penalty: Option<f32> = number(-2.0..=2.0).optional();
         seed: Option<i128> = integer(i128::from(i64::MIN)..=i128::from(u64::MAX)).optional().unset_at("-1");
-        /// Most tokens of the answer; below 0 there is no limit.
+        /// Most tokens of the answer; a negative number means without a limit.
         num_predict: Option<i64> = integer(-2..=i64::from(u32::MAX)).optional();
         stop: Vec<String> =
             string_list(MAX_STOPS, MAX_STOP_BYTES, "an empty stop string would match before anything").or_one().or_empty();

@@ -66,7 +66,7 @@ const MAX_CHOICES: usize = 256;
 const MAX_CHOICE_BYTES: usize = 4096;
 
 fn choice() -> impl FieldType<Value = Vec<String>> {
-    string_list(MAX_CHOICES, MAX_CHOICE_BYTES, "an empty text is no choice")
+    string_list(MAX_CHOICES, MAX_CHOICE_BYTES, "a choice cannot be an empty text")
 }
 
 /// A schema, or its text.

@@ -8,7 +8,7 @@
 //! | `reasoning_effort`, `reasoning.effort` | `reasoning_effort`: `low`, `medium` or `high` |
 //! | `chat_template_kwargs` | as they are; they win over the others |
 //!
-//! A budget (`thinking_budget` and its other names) ends the reasoning after so many tokens: the text that ends it is added to
+//! A budget (`thinking_budget` and its other names) ends the reasoning after this number of tokens: the text that ends it is added to
 //! the answer, which then continues.
 
 use serde_json::{Map, Value};
@@ -131,7 +131,7 @@ impl Effort {
 /// How an answer's reasoning is handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Thinking {
-    /// Whether it is told apart from the content.
+    /// Whether it is separated from the content.
     pub(crate) is_parsed: bool,
     /// Whether it is left out of the answer.
     pub(crate) is_hidden: bool,

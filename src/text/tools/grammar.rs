@@ -216,7 +216,7 @@ struct Property<'a> {
 enum TextValue {
     /// One of these.
     Words(Vec<String>),
-    /// Any text of so many characters.
+    /// Any text with a number of characters in this range.
     Any { min: u64, max: Option<u64> },
 }
 

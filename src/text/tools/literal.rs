@@ -185,7 +185,7 @@ fn escaped(characters: &mut std::str::CharIndices<'_>) -> Option<char> {
         other => return Some(other),
     };
     let digits: String = characters.take(length).map(|(_, digit)| digit).collect();
-    // Half of a surrogate pair is no character.
+    // Half of a surrogate pair is not a character.
     let code = u32::from_str_radix(&digits, 16).ok()?;
     Some(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER))
 }
