@@ -93,7 +93,7 @@ pub struct Provider {
 /// Label of worker exits: the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ExitReason {
-    /// `crashed`, `exited`, `load_failed`, `protocol`, `poisoned` or `shutdown`.
+    /// `not_started`, `start_failed`, `load_failed`, `crashed`, `poisoned`, `hung`, `protocol`, `recycled` or `shutdown`.
     pub reason: &'static str,
     /// The device, if there are several.
     #[prometheus(flatten)]
@@ -316,10 +316,10 @@ impl Metrics {
         r.register("prompt_tokens", "Prompt tokens of finished jobs", self.prompt_tokens.clone());
         let help = "Prompt tokens that the prefix cache provided";
         r.register("prompt_tokens_cached", help, self.prompt_tokens_cached.clone());
-        for guesser in [DraftSourceLabel::TEXT, DraftSourceLabel::MODEL] {
+        for source in [DraftSourceLabel::TEXT, DraftSourceLabel::MODEL] {
             // Created at zero, because a rate needs the first sample.
-            for guessed in [&self.draft_tokens, &self.draft_tokens_accepted] {
-                drop(guessed.get_or_create(&guesser));
+            for tokens in [&self.draft_tokens, &self.draft_tokens_accepted] {
+                drop(tokens.get_or_create(&source));
             }
         }
         let help = "Draft tokens that were verified, by source";
