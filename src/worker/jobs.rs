@@ -23,6 +23,8 @@ use crate::{
 impl<W: Write> Server<W> {
     /// Runs the jobs of a group.
     pub(super) fn generate(&mut self, jobs: &[Job]) -> Result<(), WorkerError> {
+        let Some(first) = jobs.first() else { return Ok(()) };
+        wire::write(&FromWorker::Accepted { job: first.id }, &mut self.output)?;
         if self.can_run_together(jobs) && self.generate_together(jobs)? {
             return Ok(());
         }
