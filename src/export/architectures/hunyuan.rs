@@ -1,4 +1,4 @@
-//! Hunyuan (dense) and nanochat: norms of query and key heads after the rotation.
+//! Hunyuan (dense) and nanochat: norms of query and key heads follow the rotation.
 
 use serde_json::json;
 

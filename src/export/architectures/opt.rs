@@ -43,6 +43,10 @@ pub(super) fn read_biogpt(config: &JsonConfig) -> Result<Blueprint, JsonConfigEr
 /// XGLM: sines and cosines of positions.
 pub(super) fn read_xglm(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     require_flag(config, "add_cross_attention", false)?;
+    // The row of this number in the table of positions is zero, and the first position has the row after the unused ones.
+    if config.optional_size("pad_token_id").is_ok_and(|pad| pad.is_some_and(|pad| pad >= UNUSED_ROWS)) {
+        return Err(config.unsupported("pad_token_id", "0 and 1"));
+    }
     let config = &config.clone().renamed("attention_heads", "num_attention_heads");
     let family = read_family(config, (NormStyle::layer(EPSILON), true), "activation_function")?;
     let positions = config.size("max_position_embeddings")?;

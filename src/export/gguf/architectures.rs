@@ -386,7 +386,7 @@ impl Architecture {
             let HeadSizes { kv_heads, .. } = head_sizes(metadata)?;
             set("num_kv_heads", json!(kv_heads));
             set("ffn_hidden_size", json!(metadata.required_size("feed_forward_length")?));
-            // Without groups, one key head serves all query heads of both kinds alike.
+            // With one key head, both layouts of the fused tensor are the same.
             set("new_decoder_architecture", json!(kv_heads > 1 || shapes.has_two_norms));
             set("num_ln_in_parallel_attn", json!(1 + usize::from(shapes.has_two_norms)));
         }
