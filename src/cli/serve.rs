@@ -104,14 +104,15 @@ async fn serve(
     let metrics = Arc::new(Metrics::for_devices(&worker_configs::labels(config)));
     let sandbox = sandbox::of_this_program(&metrics)?;
     let (models, workers) = worker_configs::on_all_devices(config, &sandbox).await?;
-    let listener = listener::listen(config)?;
+    let models = models.with_aliases(&config.models.aliases.0).with_exit(Exit::Usage)?;
+    let listeners = listener::listen(config)?;
     let collector = collector(config, &metrics)?;
     let (workers, supervision) = WorkerPool::new(args.with_faults(workers), &metrics);
     let readiness = workers.readiness();
     let (executor, queue) = queue::start(config, &metrics, &workers);
     tokio::spawn(publish_memory(Arc::clone(&metrics)));
     let scheme = if live.tls.is_some() { "https" } else { "http" };
-    announce(args, &models, &format!("{scheme}://{}", listener.local_addr()?), &readiness)?;
+    announce(args, &models, &format!("{scheme}://{}", listeners.address), &readiness)?;
     let drain = CancellationToken::new();
     let settings = http_settings(config, workers.size());
     let mut state =
@@ -141,7 +142,8 @@ async fn serve(
             workers.stop().await;
         },
     };
-    let served = http::serve(listener, state, life).await;
+    let served = http::serve(listeners.all, state, life).await;
+    drop(listeners.files);
     if let Some(collector) = collector {
         collector.finish(LAST_SPANS.min(config.server.grace_ms.into()));
     }

@@ -43,7 +43,8 @@ pub use self::{
         Tls, Trace, Watchdog,
     },
     types::{
-        AnswerLimit, CacheDir, DefaultsFrom, Hosts, LogFormat, Origins, Secret, UnknownFields, UnknownValue,
+        Aliases, AnswerLimit, CacheDir, DefaultsFrom, Hosts, ListenAddress, ListenAddresses, LogFormat,
+        Origins, Secret, UnknownFields, UnknownValue,
     },
     user_dirs::{USER_STATE, UserDir},
 };

@@ -12,10 +12,13 @@ use config::ValueKind;
 
 use super::{
     setting::Kind,
-    types::{AnswerLimit, CacheDir, DefaultsFrom, Hosts, LogFormat, Origins, Secret, UnknownFields},
+    types::{
+        Aliases, AnswerLimit, CacheDir, DefaultsFrom, Hosts, ListenAddresses, LogFormat, Origins, Secret,
+        UnknownFields,
+    },
 };
 use crate::{
-    device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Verify, WeightFormat},
+    device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Pooling, Verify, WeightFormat},
     trim_policy::{TrimPolicy, TrimPolicyError},
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -131,7 +134,7 @@ macro_rules! words {
     )+};
 }
 
-words! { DefaultsFrom LogFormat UnknownFields WeightFormat }
+words! { DefaultsFrom LogFormat Pooling UnknownFields WeightFormat }
 
 /// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {
@@ -159,6 +162,8 @@ text! {
     CacheChoice;
     Hosts = Self::default();
     Origins = Self::default();
+    Aliases = Self::default();
+    ListenAddresses = Self::default();
 }
 
 impl SettingValue for Devices {
