@@ -232,6 +232,7 @@ pub(super) enum Inner {
 
 /// The nonlinearity of an MLP.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there are few: one or two for each layer")]
 pub(super) enum Activation {
     /// `x · sigmoid(alpha · x)`; SiLU with an alpha of one.
     Sigmoid {
