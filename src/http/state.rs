@@ -30,6 +30,9 @@ use crate::{
 pub type Commands =
     Arc<dyn Fn(Command) -> Pin<Box<dyn Future<Output = Vec<CommandOutcome>> + Send>> + Send + Sync>;
 
+/// Gives the readiness of each device, or of each slot of a cluster, by its name.
+pub type DeviceStates = Arc<dyn Fn() -> Vec<(String, Readiness)> + Send + Sync>;
+
 /// Sets `log.level`; the error is the reason for a failure.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
@@ -108,12 +111,14 @@ pub struct AppState {
     pub saved: Option<PromptStore>,
     /// `None` if the log level cannot be changed.
     pub set_log_level: Option<SetLogLevel>,
+    /// Whether this is a node of a cluster: it answers probes, and its requests come from gateways.
+    pub only_operates: bool,
     /// Cancelled by `/admin/drain`.
     pub drain: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) readiness: watch::Receiver<Readiness>,
     /// The readiness of each device by its name; empty with a single device.
-    pub devices: Arc<[(String, watch::Receiver<Readiness>)]>,
+    pub devices: DeviceStates,
     pub(crate) settings: Settings,
     /// Current time limits of requests that send none.
     pub deadlines: watch::Receiver<Deadlines>,
@@ -144,10 +149,11 @@ impl AppState {
             commands: None,
             saved: None,
             set_log_level: None,
+            only_operates: false,
             drain: CancellationToken::new(),
             metrics,
             readiness,
-            devices: Arc::default(),
+            devices: Arc::new(Vec::new),
             settings,
             deadlines,
             offload: Offload::default(),
