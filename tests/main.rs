@@ -14,6 +14,8 @@ mod layout;
 mod model_folders;
 mod operations;
 mod security;
+#[path = "../bench/cluster_simulation/simulation/mod.rs"]
+mod simulation;
 #[path = "../bench/pool_soak/soak.rs"]
 mod soak;
 mod support;

@@ -1,5 +1,6 @@
 //! Running it: logs, metrics, traces, the page, deployment files.
 
+mod cluster_simulation;
 mod deployment;
 #[cfg(unix)]
 mod logging;
