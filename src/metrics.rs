@@ -380,36 +380,30 @@ impl Metrics {
     #[must_use]
     pub fn with_cluster(mut self) -> Self {
         let (r, cluster) = (&mut self.registry, self.cluster.clone());
-        let gauges = [
-            ("cluster_connected", "Whether the NATS server is connected: 0 or 1", cluster.connected),
-            ("cluster_nodes", "Nodes that report to this gateway", cluster.nodes),
-            ("cluster_slots", "Slots of nodes that can take requests", cluster.slots),
-            ("cluster_waiting", "Requests that wait in the queue of all gateways", cluster.waiting),
-        ];
-        for (name, help, gauge) in gauges {
-            r.register(name, help, gauge);
-        }
-        let counters = [
-            ("cluster_claims", "Claims that this gateway granted", cluster.claims),
-            ("cluster_losses", "Nodes lost while they ran a request of this gateway", cluster.losses),
-            ("cluster_handed_over", "Requests that a stopping node gave to another one", cluster.handed_over),
-            (
-                "cluster_republished",
-                "Tickets published again because the queue had lost them",
-                cluster.republished,
-            ),
-            ("cluster_replays", "Times that events were asked for again after a gap", cluster.replays),
-            ("cluster_stale", "Messages of nodes that no longer run the request", cluster.stale),
-            ("cluster_claimed", "Claims that this node was granted", cluster.claimed),
-            (
-                "cluster_orphaned",
-                "Requests stopped on this node because their gateway had gone",
-                cluster.orphaned,
-            ),
-        ];
-        for (name, help, counter) in counters {
-            r.register(name, help, counter);
-        }
+        r.register("cluster_connected", "Whether the NATS server is connected: 0 or 1", cluster.connected);
+        r.register("cluster_nodes", "Nodes that report to this gateway", cluster.nodes);
+        r.register("cluster_slots", "Slots of nodes that can take requests", cluster.slots);
+        r.register("cluster_waiting", "Requests that wait in the queue of all gateways", cluster.waiting);
+        r.register("cluster_claims", "Claims that this gateway granted", cluster.claims);
+        r.register("cluster_losses", "Nodes lost while they ran a request of this gateway", cluster.losses);
+        r.register(
+            "cluster_handed_over",
+            "Requests that a stopping node gave to another one",
+            cluster.handed_over,
+        );
+        r.register(
+            "cluster_republished",
+            "Tickets published again because the queue had lost them",
+            cluster.republished,
+        );
+        r.register("cluster_replays", "Times that events were asked for again after a gap", cluster.replays);
+        r.register("cluster_stale", "Messages of nodes that no longer run the request", cluster.stale);
+        r.register("cluster_claimed", "Claims that this node was granted", cluster.claimed);
+        r.register(
+            "cluster_orphaned",
+            "Requests stopped on this node because their gateway had gone",
+            cluster.orphaned,
+        );
         self
     }
 

@@ -17,7 +17,7 @@ use crate::{
     cluster::{Broker, Gateway, Node, NodeParts, Options, Pool},
     config::{self, Config},
     executor::{Executor, Limits},
-    http::{Commands, DeviceStates, ModelRegistry},
+    http::{Commands, DeviceStates, ModelRegistry, ServesModel},
     job::{ModelId, Readiness},
     metrics::Metrics,
     prompt_store::PromptStore,
@@ -60,6 +60,8 @@ pub(super) struct Backend {
     pub(super) devices: DeviceStates,
     /// `None` if commands are not supported.
     pub(super) commands: Option<Commands>,
+    /// `None` if every model of the settings can be answered.
+    pub(super) serves: Option<ServesModel>,
     /// `None` if prompts cannot be saved.
     pub(super) saved: Option<PromptStore>,
     /// Workers on this machine.
@@ -130,6 +132,7 @@ impl Backend {
             readiness: workers.readiness(),
             devices: devices(&workers),
             commands: Some(worker_commands(workers.clone())),
+            serves: None,
             // Absolute, because workers use the directory too.
             saved: Some(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?)),
             workers: workers.size(),
@@ -181,6 +184,7 @@ impl Backend {
             readiness: workers.readiness(),
             devices: devices(&workers),
             commands: None,
+            serves: None,
             saved: None,
             workers: workers.size(),
             beside: Box::pin(async {
@@ -239,13 +243,14 @@ impl Backend {
 
     fn of_gateway(joined: Joined, models: ModelRegistry) -> Self {
         let Joined { gateway, executor, work } = joined;
-        let (states, last) = (gateway.clone(), gateway.clone());
+        let (states, served, last) = (gateway.clone(), gateway.clone(), gateway.clone());
         Self {
             models,
             executor,
             readiness: gateway.readiness(),
             devices: Arc::new(move || states.devices()),
             commands: None,
+            serves: Some(Arc::new(move |model| served.serves(&model.into()))),
             saved: None,
             workers: 0,
             beside: work,

@@ -119,6 +119,7 @@ async fn serve(
         AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings);
     state.sandbox = Some(sandbox);
     state.commands = backend.commands;
+    state.serves = backend.serves;
     state.saved = backend.saved;
     state.devices = backend.devices;
     state.only_operates = role == Role::Node;

@@ -109,9 +109,11 @@ impl Fleet {
         present.map(|slot| &slot.node).collect::<BTreeSet<_>>().len()
     }
 
-    /// Whether a node that reports can run the jobs of a pool, loading the model if necessary.
+    /// Whether a node can run the jobs of a pool, loading the model if necessary. A node that is away may come back, and before the
+    /// first node nothing is known.
     pub(super) fn serves(&self, pool: &str) -> bool {
-        self.slots().iter().any(|slot| !slot.is_away && slot.pools.contains(pool))
+        let slots = self.slots();
+        slots.is_empty() || slots.iter().any(|slot| slot.pools.contains(pool))
     }
 
     /// The state of each slot by its name.

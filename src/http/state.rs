@@ -13,7 +13,9 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, tls::Tls};
+use super::{
+    body_memory::BodyMemory, error::ApiError, model_registry::ModelRegistry, offload::Offload, tls::Tls,
+};
 use crate::{
     auth::AccessControl,
     config::{Config, DefaultsFrom, UnknownFields},
@@ -32,6 +34,9 @@ pub type Commands =
 
 /// Gives the readiness of each device, or of each slot of a cluster, by its name.
 pub type DeviceStates = Arc<dyn Fn() -> Vec<(String, Readiness)> + Send + Sync>;
+
+/// Says whether something can answer requests for a model, by its id.
+pub type ServesModel = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Sets `log.level`; the error is the reason for a failure.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -107,6 +112,8 @@ pub struct AppState {
     pub sandbox: Option<Sandbox>,
     /// `None` if admin commands are not supported.
     pub commands: Option<Commands>,
+    /// `None` if every model of the settings can be answered.
+    pub serves: Option<ServesModel>,
     /// `None` if prompts cannot be saved.
     pub saved: Option<PromptStore>,
     /// `None` if the log level cannot be changed.
@@ -147,6 +154,7 @@ impl AppState {
             tls: None,
             sandbox: None,
             commands: None,
+            serves: None,
             saved: None,
             set_log_level: None,
             only_operates: false,
@@ -165,6 +173,14 @@ impl AppState {
     pub(crate) fn sandbox(&self) -> Result<&Sandbox, SandboxError> {
         let missing = || SandboxError::Unavailable { reason: "there is none".into() };
         self.sandbox.as_ref().ok_or_else(missing)
+    }
+
+    /// Refuses a model that no node of the cluster has.
+    pub(crate) fn check_served(&self, model: &str) -> Result<(), ApiError> {
+        let Some(serves) = self.serves.as_ref().filter(|serves| !serves(model)) else { return Ok(()) };
+        let ids = self.models.usable_ids().into_iter().filter(|id| serves(id));
+        let served = ids.map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ");
+        Err(ApiError::ModelNotFound { asked: model.to_owned(), served })
     }
 
     pub(crate) fn deadlines(&self) -> Deadlines {
