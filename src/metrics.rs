@@ -93,7 +93,7 @@ pub struct Provider {
 /// Label of worker exits: the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ExitReason {
-    /// `crashed`, `exited`, `load_failed`, `protocol`, `poisoned` or `shutdown`.
+    /// `not_started`, `start_failed`, `load_failed`, `crashed`, `poisoned`, `hung`, `protocol`, `recycled` or `shutdown`.
     pub reason: &'static str,
     /// The device, if there are several.
     #[prometheus(flatten)]
@@ -171,6 +171,8 @@ pub struct Metrics {
     pub queue_prompt_tokens: Gauge,
     /// Jobs running: at most one for each device.
     pub slot_busy: Gauge,
+    /// Share of the context that the running jobs fill, from 0 to 1; set when the metrics are read.
+    pub kv_cache_usage: Gauge<f64, AtomicU64>,
     /// Time from acceptance to the start of the job, by priority.
     pub queue_wait: Family<PriorityLabel, Histogram, fn() -> Histogram>,
     /// Time from acceptance to the first token.
@@ -293,6 +295,7 @@ impl Metrics {
             queue_jobs: Gauge::default(),
             queue_prompt_tokens: Gauge::default(),
             slot_busy: Gauge::default(),
+            kv_cache_usage: Gauge::default(),
             queue_wait: Family::new_with_constructor(waits),
             time_to_first_token: waits(),
             inter_token_latency: steps(),
@@ -326,6 +329,13 @@ impl Metrics {
         let help = "Prompt tokens of the jobs waiting in the queue";
         r.register("queue_prompt_tokens", help, self.queue_prompt_tokens.clone());
         r.register("slot_busy", "Jobs running: at most one for each device", self.slot_busy.clone());
+        let help = "Share of the context that the longest running job of each slot fills: mean of the slots";
+        r.register_with_unit(
+            "kv_cache_usage",
+            help,
+            Unit::Other("ratio".into()),
+            self.kv_cache_usage.clone(),
+        );
         let seconds = Unit::Seconds;
         let help = "Time from acceptance to the start of the job, by priority";
         r.register_with_unit("queue_wait", help, seconds.clone(), self.queue_wait.clone());
@@ -338,10 +348,10 @@ impl Metrics {
         r.register("prompt_tokens", "Prompt tokens of finished jobs", self.prompt_tokens.clone());
         let help = "Prompt tokens that the prefix cache provided";
         r.register("prompt_tokens_cached", help, self.prompt_tokens_cached.clone());
-        for guesser in [DraftSourceLabel::TEXT, DraftSourceLabel::MODEL] {
+        for source in [DraftSourceLabel::TEXT, DraftSourceLabel::MODEL] {
             // Created at zero, because a rate needs the first sample.
-            for guessed in [&self.draft_tokens, &self.draft_tokens_accepted] {
-                drop(guessed.get_or_create(&guesser));
+            for tokens in [&self.draft_tokens, &self.draft_tokens_accepted] {
+                drop(tokens.get_or_create(&source));
             }
         }
         let help = "Draft tokens that were verified, by source";

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames. Both ends must have the same.
-pub const PROTOCOL: u32 = 15;
+pub const PROTOCOL: u32 = 16;
 
 /// Longest payload: room for a prompt of about three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -139,6 +139,11 @@ pub enum FromWorker {
         model: ModelId,
         /// Why, and the way out.
         message: String,
+    },
+    /// The jobs of a [`ToWorker::Generate`] were received, and their computation begins.
+    Accepted {
+        /// The first of them.
+        job: JobId,
     },
     /// A job has made a step.
     Step {

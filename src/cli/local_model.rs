@@ -175,15 +175,16 @@ impl LocalModel {
 /// Decodes tokens and passes the text on.
 struct AnswerDecoder<W> {
     out: W,
+    /// The text so far.
     text: String,
-    /// A stop string was found.
+    /// Whether a stop string was found.
     stopped: bool,
 }
 
 impl<W: FnMut(&str) -> io::Result<()>> AnswerDecoder<W> {
     async fn run(
         &mut self,
-        mut decoder: crate::text::Detokenizer,
+        mut detokenizer: crate::text::Detokenizer,
         events: &mut mpsc::UnboundedReceiver<(JobId, Event)>,
         cancel: &CancellationToken,
     ) -> io::Result<Result<Finish, Failure>> {
@@ -201,18 +202,18 @@ impl<W: FnMut(&str) -> io::Result<()>> AnswerDecoder<W> {
                 }
                 _ => continue,
             };
-            let chunk = decoder.push(id);
+            let chunk = detokenizer.push(id);
             self.write(&chunk.text)?;
             if chunk.stopped {
                 self.stopped = true;
                 cancel.cancel();
             }
         }
-        self.write(&decoder.finish())?;
+        self.write(&detokenizer.finish())?;
         Ok(finish)
     }
 
-    /// Writes text to the output.
+    /// Adds text to the answer and passes it on.
     fn write(&mut self, text: &str) -> io::Result<()> {
         self.text += text;
         if text.is_empty() { Ok(()) } else { (self.out)(text) }

@@ -16,7 +16,7 @@ use crate::files;
 pub(super) enum PrivateDirError {
     /// It, or the link to it, belongs to another user.
     #[error(
-        "{} belongs to user {owner} and not to user {user}, so its content cannot be trusted; {way_out}, or have it removed",
+        "{} belongs to user {owner} and not to user {user}, so its content cannot be trusted; {way_out}, or remove it",
         dir.display()
     )]
     Owner {
@@ -43,7 +43,7 @@ pub(super) enum PrivateDirError {
         way_out: &'static str,
     },
     /// It is not a directory.
-    #[error("{} is not a directory; {way_out}, or have it removed", dir.display())]
+    #[error("{} is not a directory; {way_out}, or remove it", dir.display())]
     NoDirectory {
         /// The path.
         dir: PathBuf,

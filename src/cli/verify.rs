@@ -16,8 +16,10 @@ use super::{
     logits::Difference,
     output::{self, ERROR, GOOD, OutputFlags},
 };
-use crate::engine::{Forward, Sampler, Timeline};
-use crate::job::Sampling;
+use crate::{
+    engine::{Forward, Sampler, Timeline},
+    job::Sampling,
+};
 
 /// Compare a model's logits and greedy answer with a reference
 #[derive(Debug, clap::Args)]
@@ -67,7 +69,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<bool> {
     );
     let logits = timeline.forward_all(&reference.input_ids)?;
     let difference = compare(&logits, &reference.logits, vocabulary);
-    let greedy = reference.greedy.as_deref().map(|expected| continues(&mut timeline, &reference, expected));
+    let greedy =
+        reference.greedy.as_deref().map(|expected| equal_greedy_tokens(&mut timeline, &reference, expected));
     let greedy = greedy.transpose()?;
     let report = Report::new(args, &difference, greedy);
     if args.output.json {
@@ -154,7 +157,7 @@ fn compare(found: &[f32], expected: &[f32], vocabulary: usize) -> Difference {
 }
 
 /// Number of tokens of the greedy continuation before the first difference, and their total.
-fn continues(
+fn equal_greedy_tokens(
     timeline: &mut Timeline,
     reference: &Reference,
     expected: &[u32],

@@ -230,8 +230,8 @@ settings! {
         decode_factor: u32 = 50, in 1..=10_000;
         /// While a message is sent to it
         pipe_ms: Millis = 10_000, in 1..=WEEK_MS;
-        /// While it is idle; it is pinged every quarter of this time
-        idle_ms: Millis = 20_000, in 100..=WEEK_MS;
+        /// While it is idle, and to accept a job; it is pinged every quarter of this time
+        idle_ms: Millis = 10_000, in 100..=WEEK_MS;
     }
 
     /// Planned replacement of healthy workers

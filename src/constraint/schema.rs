@@ -38,11 +38,11 @@ pub fn embedded(mut schema: Value) -> Value {
     schema
 }
 
-/// Years from 0001, 29 February only in leap years; the compiler knows the months and days.
+/// Years from 0001, and 29 February only in leap years; the compiler checks the other months and days.
 const DATE: &str = "(?:(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})-(?:(?:0[13-9]|1[0-2])-[0-9]{2}\
     |02-(?:[01][0-9]|2[0-8]))|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29)";
 
-/// No leap seconds, of which there are few, and no more digits than nanoseconds have.
+/// Without leap seconds, and with at most nine digits of a second (nanoseconds).
 const TIME: &str = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})";
 
 /// Cuts bounds to the compiler's range, and tightens dates and times: it excludes forms that RFC 3339 forbids but the

@@ -251,13 +251,13 @@ fn a_grammar_in_larks_syntax_is_kept() {
 }
 
 #[test]
-fn an_answer_taken_up_at_any_token_goes_on_as_it_would_have() {
+fn an_answer_resumed_at_any_token_continues_as_without_the_interruption() {
     for model in Random::all() {
         let (whole, _, chosen) = model.go_on(&person(), 5, Vec::new(), 4_000).unwrap();
         assert!(chosen < whole.len(), "no text was forced");
         for cut in 0..=whole.len() {
             let resumed = model.go_on(&person(), 5, whole[..cut].to_vec(), 4_000).unwrap();
-            assert_eq!(resumed.0, whole, "taken up after {cut} of {} tokens", whole.len());
+            assert_eq!(resumed.0, whole, "resumed after {cut} of {} tokens", whole.len());
         }
     }
 }

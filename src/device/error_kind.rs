@@ -7,7 +7,7 @@
 /// What can be done after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceErrorKind {
-    /// There was not enough memory. The device is well; a smaller request may succeed, or the same one after a trim.
+    /// There was not enough memory. The device is usable; a smaller request may succeed, or the same one after a trim.
     OutOfMemory,
     /// The device is lost to this process: every further call fails, and the process must be replaced.
     Poisoned,
@@ -73,11 +73,11 @@ impl DeviceErrorKind {
     #[must_use]
     pub fn of(message: &str) -> Self {
         let named = |words: &[&str]| words.iter().any(|word| message.contains(word));
-        // First of all: a device that is lost also fails to allocate.
+        // Checked first, because a lost device also fails to allocate.
         if numbers_after(message, "CUDA failure ").any(|n| POISONING.contains(&n))
             || numbers_after(message, "CUDA error ").any(|n| POISONING.contains(&n))
-            || numbers_after(message, "CUBLAS failure ").any(is_lost_to_cublas)
-            || numbers_after(message, "CUDNN failure ").any(is_lost_to_cudnn)
+            || numbers_after(message, "CUBLAS failure ").any(is_cublas_fault)
+            || numbers_after(message, "CUDNN failure ").any(is_cudnn_fault)
             || named(&POISONING_WORDS)
         {
             return Self::Poisoned;
@@ -92,13 +92,13 @@ impl DeviceErrorKind {
     }
 }
 
-/// 13, the execution failed, and 11, a mapping error: what cuBLAS makes of a kernel's fault.
-fn is_lost_to_cublas(status: u32) -> bool {
+/// Whether cuBLAS reports a kernel's fault: 11, a mapping error, or 13, a failed execution.
+fn is_cublas_fault(status: u32) -> bool {
     matches!(status, 11 | 13)
 }
 
-/// 8, the execution failed, or since version 9 the 5000s: what cuDNN makes of a kernel's fault.
-fn is_lost_to_cudnn(status: u32) -> bool {
+/// Whether cuDNN reports a kernel's fault: 8, a failed execution, or since version 9 a status in the 5000s.
+fn is_cudnn_fault(status: u32) -> bool {
     matches!(status, 8 | 5000..=5999)
 }
 

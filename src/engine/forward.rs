@@ -49,26 +49,26 @@ pub trait Forward {
         self.forward_rows(tokens, tokens.len())
     }
 
-    /// Most tokens of one [`forward_scored`](Self::forward_scored).
+    /// Maximum number of tokens of one [`forward_scored`](Self::forward_scored).
     fn scored_chunk(&self) -> usize {
         1
     }
 
-    /// Most tokens of an answer in one call, when several are known: those of a resumed answer, or those that a constraint
-    /// leaves no choice about. One where a longer pass would give them other bits than they had, and must not.
+    /// Maximum number of answer tokens in one call when several are known: those of a resumed answer, or those that a constraint
+    /// forces. 1 if a longer pass would compute different bits and results must be exact.
     fn answer_chunk(&self) -> usize {
         self.chunk()
     }
 
-    /// Most tokens whose logits [`forward_rows`](Self::forward_rows) returns.
+    /// Maximum number of tokens whose logits [`forward_rows`](Self::forward_rows) returns.
     fn rows(&self) -> usize {
         1
     }
 
-    /// Most tokens of one call.
+    /// Maximum number of tokens of one call.
     fn chunk(&self) -> usize;
 
-    /// Most positions in all.
+    /// Maximum number of positions.
     fn capacity(&self) -> usize;
 
     /// Number of token ids.

@@ -154,11 +154,25 @@ impl Route {
         mut self,
         description: &'static str,
     ) -> Self {
-        let content = Content::new(Some(self.reference::<T>()));
         // A stream is not one text: its events are described by schemas that the details name.
         self.reference::<Event>();
+        self.answers_or("text/event-stream", description, Self::reference::<T>)
+    }
+
+    /// Answers with JSON, or with a stream of lines of the same shape.
+    pub(crate) fn answers_or_streams_lines<T: ToSchema>(self, description: &'static str) -> Self {
+        self.answers_or("application/x-ndjson", description, Self::reference::<T>)
+    }
+
+    fn answers_or(
+        mut self,
+        stream: &'static str,
+        description: &'static str,
+        reference: fn(&mut Self) -> Ref,
+    ) -> Self {
+        let content = Content::new(Some(reference(&mut self)));
         let answer = ResponseBuilder::new().description(description).content(JSON, content);
-        self.respond(200, answer.content("text/event-stream", Content::default()))
+        self.respond(200, answer.content(stream, Content::default()))
     }
 
     /// Answers with 200 and another content than a described shape.

@@ -188,13 +188,13 @@ fn ollama() -> Vec<Route> {
             .body::<OllamaChatRequest>([("chat", "A conversation", chat)])
             .errors(WORKER_ERRORS)
             .details("A stream, the default, has one `OllamaChatAnswer` a line.")
-            .answers::<OllamaChatAnswer<'_>>("The answer."),
+            .answers_or_streams_lines::<OllamaChatAnswer<'_>>("The answer."),
         Route::new(POST, OllamaGenerate::ROUTE, "Ollama's completions", generate::<OllamaGenerate>)
             .errors_as(ErrorShape::Ollama)
             .body::<OllamaGenerateRequest>([("prompt", "A prompt", text)])
             .errors(WORKER_ERRORS)
             .details("A stream, the default, has one `OllamaGenerated` a line.")
-            .answers::<OllamaGenerated<'_>>("The answer."),
+            .answers_or_streams_lines::<OllamaGenerated<'_>>("The answer."),
         Route::new(GET, "/api/tags", "Ollama's list of models", ollama::tags)
             .errors_as(ErrorShape::Ollama)
             .answers::<OllamaModels<'_>>("The models."),

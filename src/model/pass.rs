@@ -21,7 +21,7 @@ pub struct Pass {
     table: Vec<i32>,
 }
 
-/// The inputs that lengths are written to, and whether the graph gives all logits.
+/// The graph's inputs for lengths; with a mask, also whether it computes the logits of all positions.
 #[derive(Clone, Copy, Debug)]
 enum LengthSlots {
     Given { seqlens_k: Slot<i32>, total_sequence_length: Slot<i32>, logits_index: Slot<i64> },
@@ -152,11 +152,11 @@ impl Pass {
         self.write_tokens(tokens)?;
         self.shape(tokens.len(), past + tokens.len())?;
         let repeats = self.binding.plan_run();
-        self.tell_host(if repeats { self.capacity } else { past + tokens.len() });
+        self.set_host_length(if repeats { self.capacity } else { past + tokens.len() });
         match self.binding.run(&mut model.session) {
             Err(e) if repeats && e.kind() != DeviceErrorKind::Poisoned => {
-                tracing::warn!("a run is not captured, and done operator by operator: {e}");
-                self.tell_host(past + tokens.len());
+                tracing::warn!("a run cannot be captured as a CUDA graph and runs operator by operator: {e}");
+                self.set_host_length(past + tokens.len());
                 self.binding.run(&mut model.session)?;
             }
             ran => ran?,
@@ -202,7 +202,7 @@ impl Pass {
             *slot = i64::try_from(end).unwrap_or(i64::MAX) - 1;
         }
         self.lay_out_logits(sequences.len())?;
-        self.tell_host(sequences.iter().map(|sequence| sequence.total).max().unwrap_or_default());
+        self.set_host_length(sequences.iter().map(|sequence| sequence.total).max().unwrap_or_default());
         self.binding.run(&mut model.session)?;
         Ok(self.binding.write(self.logits))
     }
@@ -219,7 +219,7 @@ impl Pass {
 
     /// Sets the total length that attention reads on the host. It is an upper bound of the length on the device. In a
     /// captured run it is the capacity of the cache, because it is read once, at the capture.
-    fn tell_host(&mut self, total: usize) {
+    fn set_host_length(&mut self, total: usize) {
         if let LengthSlots::Given { total_sequence_length, .. } = self.lengths {
             self.binding.write(total_sequence_length)[0] = length(total);
         }
@@ -268,7 +268,7 @@ impl Pass {
     }
 }
 
-/// A length as the graph counts it; no context is longer than the manifest's greatest, 2^24.
+/// A length as the graph's int32. The manifest limits contexts to 2^24 positions, so it always fits.
 fn length(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }

@@ -14,9 +14,9 @@ pub(crate) const SEQLENS_K: usize = 5;
 pub(crate) const TOTAL_SEQUENCE_LENGTH: usize = 6;
 /// `cos_cache` and `sin_cache`, the tables of rotary positions.
 pub(crate) const COS_SIN_CACHE: Range<usize> = 7..9;
-/// The inputs up to here are those of every version of the operator. Later ones are position ids, a bias, sinks and scales.
+/// Number of inputs that every version of the operator has. Later versions add position ids, a bias, sinks and scales.
 pub(crate) const INPUTS: usize = 9;
-/// What is added to scores, `[1, heads, new, total]`.
+/// Added to the attention scores, `[1, heads, new, total]`.
 pub(crate) const ATTENTION_BIAS: usize = 10;
 
 /// `present_key` and `present_value`; output 0 is the attention.

@@ -1,4 +1,4 @@
-//! Reads a file, and trusts nothing in it before it is checked.
+//! Reads the file of a saved prompt. Everything in it is checked before it is used.
 
 use std::{
     fs::File,
@@ -57,20 +57,22 @@ impl<'a> PromptReader<'a> {
             opened => opened.map_err(failed(path))?,
         };
         let mut prefix = [0; PREFIX];
-        within(bytes, PREFIX as u64)?;
+        require(bytes, PREFIX as u64)?;
         (&file).read_exact(&mut prefix).map_err(failed(path))?;
         let length = u64::from_le_bytes(prefix);
         let size = usize::try_from(length).ok().filter(|_| length <= MAX_HEADER);
-        let too_long = || PromptStoreError::Header { message: format!("it would have {length} bytes") };
+        let too_long = || PromptStoreError::Header {
+            message: format!("its length is {length} bytes, more than {MAX_HEADER}"),
+        };
         let mut json = vec![0; size.ok_or_else(too_long)?];
-        within(bytes, length + PREFIX as u64)?;
+        require(bytes, length + PREFIX as u64)?;
         (&file).read_exact(&mut json).map_err(failed(path))?;
-        let (header, follows) = Header::decode(&json)?;
-        let expected = follows.saturating_add(length + PREFIX as u64);
+        let (header, data_bytes) = Header::decode(&json)?;
+        let expected = data_bytes.saturating_add(length + PREFIX as u64);
         if bytes > expected {
             return Err(PromptStoreError::Length { found: bytes, expected });
         }
-        within(bytes, expected)?;
+        require(bytes, expected)?;
         Ok(Self { file, path, header, bytes, sum: Sha256::new() })
     }
 
@@ -126,7 +128,7 @@ impl<'a> PromptReader<'a> {
     /// Checks that the checksum of all bytes read matches the header.
     ///
     /// # Errors
-    /// [`PromptStoreError::Sum`] when it is not.
+    /// [`PromptStoreError::Sum`] when it does not.
     pub fn finish(self) -> Result<(), PromptStoreError> {
         if hexadecimal(self.sum) == self.header.sum { Ok(()) } else { Err(PromptStoreError::Sum) }
     }
@@ -141,7 +143,7 @@ impl<'a> PromptReader<'a> {
 }
 
 /// Checks that a file of `bytes` has at least `expected` bytes.
-fn within(bytes: u64, expected: u64) -> Result<(), PromptStoreError> {
+fn require(bytes: u64, expected: u64) -> Result<(), PromptStoreError> {
     if bytes < expected { Err(PromptStoreError::Length { found: bytes, expected }) } else { Ok(()) }
 }
 

@@ -164,7 +164,7 @@ fn each_thing_that_is_otherwise_than_expected_has_a_sentence_of_its_own() {
     assert!(with(&text(r#"prompt":"1"#, r#"prompt":"2"#)).contains("format 2"));
     assert!(with(&text("eka_saved", "eka_other")).contains("not marked as a saved prompt"));
     assert!(with(&text("past_key_values.1.key", "past_key_values.7.key")).contains("tensors"));
-    assert!(with(&[0xff; 4096]).contains("it would have 18446744073709551615 bytes"));
+    assert!(with(&[0xff; 4096]).contains("its length is 18446744073709551615 bytes, more than 1048576"));
     assert!(matches!(load(&dir.path().join("none"), &expected()), Err(PromptStoreError::Missing)));
     let directory = load(dir.path(), &expected()).unwrap_err();
     assert!(directory.is_io(), "{directory}");

@@ -15,7 +15,7 @@ use crate::{constraint::ConstraintError, job::Constraint};
 const MAX_VERDICTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// An exceeded limit may be due to a busy machine, so such a verdict expires.
-const LIMITS_FOR: Duration = Duration::from_secs(60);
+const LIMIT_VERDICT_LIFETIME: Duration = Duration::from_secs(60);
 
 /// Digest of a constraint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,14 +34,14 @@ impl ConstraintKey {
 
 /// A verdict, and when it expires.
 #[derive(Debug)]
-struct Kept {
+struct Cached {
     verdict: Result<(), ConstraintError>,
     until: Option<Instant>,
 }
 
 /// The most recently used verdicts.
 #[derive(Debug)]
-pub(super) struct Verdicts(Mutex<LruCache<ConstraintKey, Kept>>);
+pub(super) struct Verdicts(Mutex<LruCache<ConstraintKey, Cached>>);
 
 impl Default for Verdicts {
     fn default() -> Self {
@@ -51,15 +51,15 @@ impl Default for Verdicts {
 
 impl Verdicts {
     pub(super) fn get(&self, key: &ConstraintKey) -> Option<Result<(), ConstraintError>> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Kept { verdict, until } = kept.get(key)?;
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Cached { verdict, until } = cache.get(key)?;
         until.is_none_or(|until| Instant::now() < until).then(|| verdict.clone())
     }
 
     pub(super) fn keep(&self, key: ConstraintKey, verdict: Result<(), ConstraintError>) {
         let is_limit = verdict.as_ref().is_err_and(ConstraintError::is_limit);
-        let until = is_limit.then(|| Instant::now() + LIMITS_FOR);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(key, Kept { verdict, until });
+        let until = is_limit.then(|| Instant::now() + LIMIT_VERDICT_LIFETIME);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(key, Cached { verdict, until });
     }
 }
 

@@ -170,6 +170,7 @@ impl JobRequest {
                 Step::Token(_) => (job, JobSignal::Token),
                 Step::Logprobs(_) => return None,
             },
+            FromWorker::Accepted { job } => (job, JobSignal::Accepted),
             FromWorker::Saving { job, .. } => (job, JobSignal::Saving),
             FromWorker::Done { job, .. } | FromWorker::Failed { job, .. } => (job, JobSignal::Ended),
             _ => return None,
@@ -191,7 +192,11 @@ impl JobRequest {
             // Belongs to the job before.
             Some(Ok(FromWorker::AutoTrimmed { .. })) => Ok(None),
             // Only the watchdog needs it.
-            Some(Ok(FromWorker::Saving { job, .. })) if self.is_running(job) => Ok(None),
+            Some(Ok(FromWorker::Accepted { job } | FromWorker::Saving { job, .. }))
+                if self.is_running(job) =>
+            {
+                Ok(None)
+            }
             Some(Ok(FromWorker::Done { job, mut finish })) if self.is_running(job) => {
                 let memory = finish.memory;
                 self.correct(&mut finish.timings);

@@ -5,7 +5,8 @@
 //! so a whole prompt or answer may take any time.
 //!
 //! A running job is not pinged: a healthy worker checks for cancellation between steps, and a hung one is within a step. An
-//! idle worker sends nothing on its own, so it is pinged: [`Pings`].
+//! idle worker sends nothing on its own, so it is pinged: [`Pings`]. One that stops between its last ping and a job does not
+//! accept the job in time.
 
 use std::{collections::VecDeque, mem, time::Duration};
 
@@ -31,7 +32,7 @@ pub struct Budgets {
     pub decode_factor: u32,
     /// To take a frame from the pipe.
     pub pipe: Duration,
-    /// To answer a ping when idle.
+    /// To answer a ping when idle, or to accept a job.
     pub idle: Duration,
 }
 
@@ -151,6 +152,7 @@ impl Watchdog {
     fn budget(&self, awaited: Awaited) -> Duration {
         let Budgets { prefill_base, prefill_factor, decode_floor, decode_factor, .. } = self.budgets;
         match awaited {
+            Awaited::Acceptance => self.budgets.idle,
             Awaited::Chunk(tokens) => {
                 let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
                 let slowest = self.prefill.iter().max();
@@ -187,8 +189,8 @@ impl Watchdog {
                 (&mut self.prefill, took / u32::try_from(tokens).unwrap_or(u32::MAX).max(1))
             }
             Awaited::Step => (&mut self.steps, took),
-            // The speed of the disk has nothing to do with the model.
-            Awaited::Piece => return,
+            // Neither a worker's wake-up nor the speed of the disk has to do with the model.
+            Awaited::Acceptance | Awaited::Piece => return,
         };
         if memory.len() == WINDOW {
             memory.pop_front();
@@ -200,6 +202,8 @@ impl Watchdog {
 /// What the next frame of a job should report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Awaited {
+    /// That the worker has received the jobs. It was idle, and may have stopped since its last ping.
+    Acceptance,
     /// A prompt chunk of this many tokens.
     Chunk(usize),
     /// A token.
@@ -211,6 +215,8 @@ enum Awaited {
 /// What a frame of a job reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JobSignal {
+    /// The worker has received the jobs.
+    Accepted,
     /// This many tokens of prompt and answer are in the cache.
     Progress(usize),
     /// A token.
@@ -247,9 +253,7 @@ impl JobWatch {
             Reading { job: job.id, unread: context, context }
         };
         let jobs = jobs.iter().map(reading).collect();
-        let mut watch = Self { awaited: Awaited::Step, since: now, jobs, chunk };
-        watch.await_next();
-        watch
+        Self { awaited: Awaited::Acceptance, since: now, jobs, chunk }
     }
 
     /// While a job has unread tokens, the next frame may be about them, even if another job has a token before.
@@ -272,6 +276,7 @@ impl JobWatch {
             Awaited::Chunk(tokens) => {
                 format!("no answer for {seconds:.1} s while the worker read {tokens} tokens")
             }
+            Awaited::Acceptance => format!("the worker did not accept a job within {seconds:.1} s"),
             Awaited::Step => format!("no answer for {seconds:.1} s while the worker computed a token"),
             Awaited::Piece => format!("no answer for {seconds:.1} s while the worker saved a prompt"),
         }
@@ -281,6 +286,9 @@ impl JobWatch {
     pub(super) fn note(&mut self, job: JobId, signal: JobSignal, now: Instant, watchdog: &mut Watchdog) {
         let took = now.saturating_duration_since(self.since);
         self.since = now;
+        if signal == JobSignal::Accepted {
+            return self.await_next();
+        }
         let Some(at) = self.jobs.iter().position(|reading| reading.job == job) else { return };
         if signal == JobSignal::Ended {
             self.jobs.remove(at);
@@ -290,7 +298,7 @@ impl JobWatch {
         let Reading { unread, context, .. } = &mut self.jobs[at];
         let left = match signal {
             JobSignal::Progress(done) => context.saturating_sub(done).min(*unread),
-            JobSignal::Token | JobSignal::Saving | JobSignal::Ended => 0,
+            JobSignal::Accepted | JobSignal::Token | JobSignal::Saving | JobSignal::Ended => 0,
         };
         let done = match (self.awaited, *unread - left) {
             (Awaited::Piece, _) => Awaited::Piece,
@@ -372,6 +380,8 @@ mod tests {
         let mut watchdog = Watchdog::new(BUDGETS);
         let mut now = Instant::now();
         let mut watch = JobWatch::start(&[job(1, 10), job(2, 512)], 512, now);
+        assert_eq!(watch.deadline(&watchdog) - now, BUDGETS.idle, "not accepted yet");
+        watch.note(JobId(1), JobSignal::Accepted, now, &mut watchdog);
         // 10 ms per token, times ten.
         let chunk = Duration::from_secs(30) + ms(512 * 100);
         for (id, signal, budget) in [
@@ -399,6 +409,7 @@ mod tests {
     ) -> Vec<Duration> {
         let mut now = Instant::now();
         let mut watch = JobWatch::start(&[job(1, context)], 512, now);
+        watch.note(JobId(1), JobSignal::Accepted, now, watchdog);
         let mut budgets = Vec::new();
         let mut done = 0;
         while done < context {
@@ -456,6 +467,7 @@ mod tests {
         let mut watchdog = Watchdog::new(BUDGETS);
         let mut now = Instant::now();
         let mut watch = JobWatch::start(&[job(1, 512)], 512, now);
+        watch.note(JobId(1), JobSignal::Accepted, now, &mut watchdog);
         for done in [128, 256] {
             now += ms(1_280);
             watch.note(JobId(1), JobSignal::Progress(done), now, &mut watchdog);

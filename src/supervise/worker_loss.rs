@@ -27,7 +27,7 @@ impl LossKind {
     /// The value of the label `reason` of `eka_worker_exits_total`.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
-            Self::NotStarted => "exited",
+            Self::NotStarted => "not_started",
             Self::StartFailed => "start_failed",
             Self::LoadFailed => "load_failed",
             Self::Crashed => "crashed",

@@ -156,7 +156,7 @@ impl Text {
     /// The request to render a conversation in another process.
     ///
     /// # Errors
-    /// [`TextError::NoTemplate`], which is the client's.
+    /// [`TextError::NoTemplate`].
     pub fn render_request(&self, conversation: &Conversation) -> Result<RenderRequest, TextError> {
         let template = self.template(conversation)?;
         let conversation = if template.tools() == ToolSupport::Generic && conversation.is_about_tools() {
@@ -167,7 +167,8 @@ impl Text {
         Ok(RenderRequest::new(template.source(), &conversation))
     }
 
-    /// A rendered conversation with the text that the answer must begin with. Reasoning that the template begins ends before it.
+    /// Appends the text that the answer must begin with to a rendered conversation. If the template has opened a reasoning block, the
+    /// block is closed first.
     #[must_use]
     pub fn with_answer_prefix(&self, mut text: String, prefix: &str) -> String {
         if let Some(reasoning) = self.reasoning().filter(|format| !prefix.is_empty() && format.is_open(&text))
@@ -230,7 +231,7 @@ impl Text {
     ///
     /// # Errors
     /// [`TextError::ConstraintUnsupported`] when they cannot.
-    pub fn check_table(&self) -> Result<(), TextError> {
+    pub fn check_constraints_supported(&self) -> Result<(), TextError> {
         self.token_bytes.as_ref().map(|_| ()).ok_or(TextError::ConstraintUnsupported)
     }
 

@@ -23,15 +23,17 @@ use crate::{
 impl<W: Write> Server<W> {
     /// Runs the jobs of a group.
     pub(super) fn generate(&mut self, jobs: &[Job]) -> Result<(), WorkerError> {
-        if self.takes_together(jobs) && self.generate_together(jobs)? {
+        let Some(first) = jobs.first() else { return Ok(()) };
+        wire::write(&FromWorker::Accepted { job: first.id }, &mut self.output)?;
+        if self.can_run_together(jobs) && self.generate_together(jobs)? {
             return Ok(());
         }
         let last = jobs.len().saturating_sub(1);
         jobs.iter().enumerate().try_for_each(|(number, job)| self.generate_one(job, number == last))
     }
 
-    /// Whether these jobs can be computed in one pass a step.
-    fn takes_together(&self, jobs: &[Job]) -> bool {
+    /// Whether one pass can compute a step of all these jobs.
+    fn can_run_together(&self, jobs: &[Job]) -> bool {
         let is_plain = |job: &Job| job.save.is_none() && job.logprobs.is_none_or(|asked| !asked.prompt);
         let loaded = jobs.first().and_then(|job| self.models.get(&job.model));
         jobs.len() > 1
@@ -210,9 +212,13 @@ type LastEnd = (JobId, Result<GenerationSummary, Failure>);
 /// Sends the events of a group. The last end waits until the group's memory was freed.
 struct GroupSender<'a, W> {
     output: &'a mut W,
+    /// Jobs that have not ended.
     running: Vec<JobId>,
+    /// Why a frame could not be written.
     broken: Option<WireError>,
+    /// Nothing was sent yet, so the jobs can start again one by one.
     is_silent: bool,
+    /// The end of the last job, which is sent later.
     last: Option<LastEnd>,
 }
 

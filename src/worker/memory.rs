@@ -35,9 +35,9 @@ pub(super) struct MemoryTracker {
     trim: TrimPolicy,
     /// Memory at the last measurement. Reused as the value before the next job, because measuring would delay its first token.
     idle: Memory,
-    /// The prefix cache's part of it.
+    /// The prefix cache's part of `idle`.
     prefix_cache: Bytes,
-    /// Whether a job has run since the pool was last trimmed.
+    /// Whether a job has run since the pool was last trimmed. Without one there is nothing to trim.
     is_used: bool,
 }
 
@@ -64,7 +64,7 @@ impl MemoryTracker {
     }
 
     /// Sets the size of the prefix cache for the next report.
-    pub(super) const fn keep(&mut self, prefix_cache: Bytes) {
+    pub(super) const fn set_prefix_cache(&mut self, prefix_cache: Bytes) {
         self.prefix_cache = prefix_cache;
     }
 

@@ -123,10 +123,10 @@ fn try_restore(
     if needed > room {
         return Err(PromptStoreError::Room { needed, room }.into());
     }
-    let mut kept = timeline.model().host_cache(tokens.len())?;
-    kept.tensors_mut().try_for_each(|tensor| reader.tensor(tensor))?;
+    let mut cache = timeline.model().host_cache(tokens.len())?;
+    cache.tensors_mut().try_for_each(|tensor| reader.tensor(tensor))?;
     reader.finish()?;
     let count = tokens.len();
-    timeline.restore(name.clone(), *salt, tokens, kept);
+    timeline.restore(name.clone(), *salt, tokens, cache);
     Ok(count)
 }

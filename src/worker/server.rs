@@ -176,7 +176,7 @@ impl<W: Write> Server<W> {
     /// Updates the size of the prefix cache in memory reports.
     pub(super) fn update_cache_size(&mut self) {
         let kept = self.models.values().map(|loaded| loaded.kept().0).sum();
-        self.memory.keep(Bytes(kept));
+        self.memory.set_prefix_cache(Bytes(kept));
     }
 
     fn restore(&mut self, prompt: &PromptToRestore) -> Result<(), WorkerError> {

@@ -87,7 +87,7 @@ fn the_metrics_page_lists_the_registered_metrics() {
     let is_metric =
         |span: &String| span.starts_with("eka_") && span.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let without_suffix = |span: String| {
-        let suffixes = ["_total", "_seconds", "_bytes"];
+        let suffixes = ["_total", "_seconds", "_bytes", "_ratio"];
         suffixes.iter().find_map(|suffix| span.strip_suffix(suffix)).unwrap_or(&span).to_owned()
     };
     let page = Page::read("docs/metrics.md".into());

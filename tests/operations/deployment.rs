@@ -19,7 +19,7 @@ fn words<'a>(text: &'a str, beginning: &str) -> BTreeSet<&'a str> {
 
 #[test]
 fn every_setting_in_deployment_files_exists() {
-    for name in ["Dockerfile", "Dockerfile.cuda", "eka.service"] {
+    for name in ["Dockerfile", "Dockerfile.cuda", "eka.service", "eka@.service"] {
         let deployed = file(name);
         let pairs: Vec<_> = deployed
             .split_whitespace()
@@ -56,7 +56,7 @@ fn every_setting_in_deployment_files_exists() {
 }
 
 #[tokio::test]
-async fn every_metric_and_code_in_alerts_and_autoscaler_exists() {
+async fn every_metric_and_code_in_alerts_and_autoscalers_exists() {
     let program = Program::start(&["--device", "cpu"]).await;
     let (status, _) = program.ask("/generate-lite", &serde_json::json!({"prompt": "Once"})).await;
     assert_eq!(status, 200, "families have no members before the first request");
@@ -66,8 +66,14 @@ async fn every_metric_and_code_in_alerts_and_autoscaler_exists() {
     let kinds = |name: &str| {
         ["_bucket", "_total"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
     };
-    let read =
-        file("alerts.yaml") + &file("kubernetes/autoscaler.yaml") + &file("kubernetes/metrics-adapter.yaml");
+    let read = [
+        "alerts.yaml",
+        "kubernetes/keda.yaml",
+        "kubernetes/metrics-adapter.yaml",
+        "kubernetes/inference-extension/endpoint-picker-values.yaml",
+    ]
+    .map(file)
+    .concat();
     let metrics: BTreeSet<_> = words(&read, "eka_").into_iter().map(kinds).collect();
     assert!(metrics.len() >= 6, "{metrics:?}");
     for metric in metrics {

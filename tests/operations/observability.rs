@@ -83,6 +83,35 @@ async fn v1_slot_shows_running_queued_and_finished_requests() {
     assert_eq!(seen["devices"][0]["running"], Value::Null);
 }
 
+/// `eka_kv_cache_usage_ratio` of `/metrics`.
+async fn kv_cache_usage(server: &Server) -> f64 {
+    let text = server.get("/metrics").send().await.unwrap().text().await.unwrap();
+    let figure = text.lines().find_map(|line| line.strip_prefix("eka_kv_cache_usage_ratio "));
+    figure.unwrap_or_else(|| panic!("not in:\n{text}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_kv_cache_usage_grows_with_the_running_request_and_is_zero_without_one() {
+    let server = Server::start(slow());
+    assert_eq!(kv_cache_usage(&server).await, 0.0);
+    let running = server.post(NATIVE, &endless()).send().await.unwrap();
+    let mut seen = 0.0;
+    for _ in 0..2 {
+        let before = seen;
+        for _ in 0..500 {
+            seen = kv_cache_usage(&server).await;
+            if seen > before {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert!(seen > before && seen <= 1.0, "{seen} after {before}");
+    }
+    drop(running);
+    server.is_idle().await;
+    assert_eq!(kv_cache_usage(&server).await, 0.0);
+}
+
 #[tokio::test]
 async fn v1_slot_shows_a_key_its_own_requests_and_an_admin_all() {
     let server = with_keys(slow());

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import {
-  MAX_BYTES, PATIENCE, SLOW, TAMIL, URDU, answered, ask, end, findings, greedy, isReady, lastAnswer, post, press, scratch, serve, shoot, until, view, visit, watchState, workerOf,
+  MAX_BYTES, PATIENCE, SLOW, TAMIL, URDU, answered, ask, end, findings, greedy, isReady, lastAnswer, post, press, scratch, serve, shoot, smallTargets, until, view, visit, watchState, workerOf,
 } from "./support.js";
 
 export const checks = {
@@ -151,6 +151,77 @@ export const checks = {
     await page.locator("#forget").click();
     await page.locator("#key-form").waitFor({ timeout: PATIENCE });
     await close();
+    await end(server);
+  },
+
+  async "the API reference scrolls, sends what is written into a form, and shows the answer or what is wrong"(browser) {
+    const server = await serve();
+    const { page, seen, close } = await visit(browser, server);
+    await page.goto(`${server.url}/docs`);
+    await page.mouse.move(700, 500);
+    await page.mouse.wheel(0, 3000);
+    await until("the page to scroll", () => page.evaluate(() => globalThis.scrollY > 500));
+    const form = async (path) => {
+      const route = page.locator(`article[data-path="${path}"]`);
+      await route.locator("summary", { hasText: "Send a request" }).click();
+      const received = route.locator(".received");
+      const state = route.locator(".try > [role=status]");
+      const sent = async (expected) => {
+        await press(route, "Send");
+        await state.filter({ hasText: expected }).waitFor({ timeout: PATIENCE });
+        return received.innerText();
+      };
+      return { route, body: route.locator("textarea"), sent };
+    };
+    const chat = await form("/v1/chat/completions");
+    const messages = [{ role: "user", content: TAMIL }];
+    await chat.body.fill(JSON.stringify({ messages, temperature: 0 }));
+    assert.equal(JSON.parse(await chat.sent(/^200 OK.*complete/)).choices[0].message.content, "நீங்கள் எப்படி இருக்கிறீர்கள்?");
+    await chat.body.fill(JSON.stringify({ messages, temperature: 0, stream: true }));
+    assert.match(await chat.sent(/^200 OK, text\/event-stream.*complete/), /data: \[DONE\]/);
+    await chat.body.fill("{");
+    await chat.sent(/^The body is not JSON/);
+    await chat.body.fill('{"messages": 1}');
+    assert.match(await chat.sent(/^400/), /messages/);
+    const one = await form("/v1/models/{id}");
+    await one.route.getByRole("textbox", { name: "id" }).fill("demo");
+    assert.equal(JSON.parse(await one.sent(/^200/)).id, "demo");
+    assert.deepEqual(await findings(page), []);
+    assert.deepEqual(await smallTargets(page), []);
+    await shoot(page, "reference");
+    // The browser itself reports the refused request.
+    assert.deepEqual([seen.errors.filter((error) => !error.includes("400")), seen.foreign], [[], []]);
+    await page.setViewportSize({ width: 390, height: 844 });
+    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth), false);
+    await close();
+    await end(server);
+  },
+
+  async "models are unloaded and loaded from the page by those who may, and by nobody else"(browser) {
+    const file = join(scratch, "rights.toml");
+    const [asha, admin] = ["asha-0123456789abcdef", "admin-0123456789abcdef"];
+    writeFileSync(file, `[[key]]\nname = "asha"\nkey = "${asha}"\n[[key]]\nname = "head"\nkey = "${admin}"\nadmin = true\n`);
+    const server = await serve("--set", `auth.keys_file=${file}`);
+    for (const key of [asha, admin]) {
+      const { page, close } = await visit(browser, server);
+      await page.locator("#key-form").waitFor({ timeout: PATIENCE });
+      await page.locator("#key").fill(key);
+      await page.keyboard.press("Enter");
+      await isReady(page);
+      await view(page, "slot");
+      await page.locator(".m-state", { hasText: "Loaded in" }).waitFor({ timeout: PATIENCE });
+      if (key === asha) {
+        assert.equal(await page.locator(".m-unload").isVisible(), false);
+      } else {
+        await page.locator(".m-unload").click();
+        await page.locator("dialog").getByRole("button", { name: "Unload" }).click();
+        await page.locator("#models-notice", { hasText: "demo was unloaded" }).waitFor({ timeout: PATIENCE });
+        await page.locator(".m-load").click();
+        await page.locator("#models-notice", { hasText: "demo was loaded" }).waitFor({ timeout: PATIENCE });
+        await shoot(page, "models");
+      }
+      await close();
+    }
     await end(server);
   },
 

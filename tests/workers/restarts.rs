@@ -146,6 +146,20 @@ async fn an_idle_worker_that_hangs_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_worker_that_stops_right_before_a_request_is_replaced_before_the_budget_of_a_prompt() {
+    let program = Program::start(&["--set", "watchdog.idle_ms=2000"]).await;
+    let first = &expected()[0];
+    let request = json!({ "messages": [{ "role": "user", "content": first.prompt }] });
+    send_signal("STOP", program.worker_pid());
+    let (status, answer) = program.ask("/generate-lite", &request).await;
+    assert_eq!((status, &answer["text"]), (200, &json!(first.text)), "{}", program.log());
+    program.has_logged("worker_lost").await;
+    let lost = &program.logged("worker_lost")[0];
+    // Found by a ping or by the job, whichever was first; the budget of a prompt is 30 s and more.
+    assert!(lost.contains("kind=\"hung\"") && !lost.contains("while the worker read"), "{lost}");
+}
+
+#[tokio::test]
 async fn a_stopped_worker_ends_with_its_parent() {
     let mut program = Program::start(&[]).await;
     let worker = program.worker_pid();

@@ -3,13 +3,14 @@
 
     scripts/deploy/check --fetch        installs what this needs, and runs it
 
-Needs nats-server, openssl, and the Python packages nats-py and nkeys.
+Needs nats-server, openssl, and the Python packages nats-py, nkeys and PyYAML.
 """
 
 import asyncio
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -19,10 +20,13 @@ import tempfile
 from pathlib import Path
 
 import nats
+import yaml
 from nats.errors import NoRespondersError
 
 HERE = Path(__file__).resolve().parent
-GATEWAY, NODE, OTHER, TENANT = "team-a/gateway-1", "team-a/node-1", "team-a/node-2", "team-b/server-1"
+OWN_KEYS = {"gateway": "team-a/gateway-1", "node": "team-a/node-1"}
+KEYS_OF_ROLES = {"gateway": "eka/gateway", "node": "eka/node"}
+TENANT = "team-b/server-1"
 STREAM = {
     "name": "EKA",
     "subjects": ["eka.1.job.>"],
@@ -38,43 +42,48 @@ CONSUMER = {
     "config": {"durable_name": "demo-01234567_i", "filter_subject": TICKET, "ack_policy": "explicit"},
 }
 
-# Refused: user, operation, subject, and what it would be.
-FORBIDDEN = [
-    (NODE, "publish", TICKET, "a node that adds tickets"),
-    (NODE, "publish", "$JS.API.STREAM.DELETE.EKA", "a node that deletes the queue"),
-    (NODE, "publish", "$JS.API.STREAM.MSG.DELETE.EKA", "a node that deletes tickets of others"),
-    (NODE, "publish", "$JS.API.STREAM.CREATE.OTHER", "a node that fills the disk with a stream of its own"),
-    (NODE, "publish", "eka.1.node.node-2.ctl", "a node that commands another"),
-    (NODE, "publish", "_INBOX.node-2.x.1", "a node that answers for a gateway"),
-    (NODE, "subscribe", "eka.1.gw.gateway-1.claim", "a node that grants jobs"),
-    (NODE, "subscribe", "eka.1.gw.*.ev", "a node that reads the answers of others"),
-    (NODE, "subscribe", "_INBOX.node-2.>", "a node that reads the prompts of another"),
-    (NODE, "subscribe", "_INBOX.>", "a node that reads all prompts"),
-    (NODE, "subscribe", ">", "a node that reads everything"),
-    (NODE, "subscribe", "eka.1.node.node-2.ctl", "a node that takes another's commands"),
-    (GATEWAY, "publish", "$JS.API.STREAM.DELETE.EKA", "a gateway that deletes the queue"),
-    (GATEWAY, "publish", "$JS.API.STREAM.PURGE.EKA", "a gateway that empties the queue"),
-    (GATEWAY, "publish", "$JS.API.CONSUMER.DELETE.EKA.demo-01234567_i", "a gateway that deletes consumers"),
-    (GATEWAY, "publish", "$JS.API.CONSUMER.MSG.NEXT.EKA.demo-01234567_i", "a gateway that takes tickets"),
-    (GATEWAY, "publish", "eka.1.gw.gateway-2.ev", "a gateway that sends tokens to another's clients"),
-    (GATEWAY, "publish", "eka.1.state", "a gateway that poses as a node"),
-    (GATEWAY, "subscribe", "eka.1.gw.gateway-2.claim", "a gateway that grants the jobs of another"),
-    (GATEWAY, "subscribe", "_INBOX.node-1.>", "a gateway that reads the jobs of another"),
-    (GATEWAY, "subscribe", ">", "a gateway that reads everything"),
+# Refused to every gateway and node: role, operation, subject, and what it would be.
+OF_ROLES = [
+    ("node", "publish", TICKET, "a node that adds tickets"),
+    ("node", "publish", "$JS.API.STREAM.DELETE.EKA", "a node that deletes the queue"),
+    ("node", "publish", "$JS.API.STREAM.MSG.DELETE.EKA", "a node that deletes tickets of others"),
+    ("node", "publish", "$JS.API.STREAM.CREATE.OTHER", "a node that fills the disk with another stream"),
+    ("node", "publish", "eka.1.node.node-2.ctl", "a node that commands another"),
+    ("node", "publish", "_INBOX.node-2.x.1", "a node that answers for a gateway"),
+    ("node", "subscribe", "eka.1.gw.gateway-1.claim", "a node that grants jobs"),
+    ("node", "subscribe", "eka.1.gw.*.ev", "a node that reads the answers of others"),
+    ("node", "subscribe", ">", "a node that reads everything"),
+    ("gateway", "publish", "$JS.API.STREAM.DELETE.EKA", "a gateway that deletes the queue"),
+    ("gateway", "publish", "$JS.API.STREAM.PURGE.EKA", "a gateway that empties the queue"),
+    ("gateway", "publish", "$JS.API.CONSUMER.DELETE.EKA.demo-01234567_i", "a gateway that deletes consumers"),
+    ("gateway", "publish", "$JS.API.CONSUMER.MSG.NEXT.EKA.demo-01234567_i", "a gateway that takes tickets"),
+    ("gateway", "publish", "eka.1.gw.gateway-2.ev", "a gateway that sends tokens to clients of another"),
+    ("gateway", "publish", "eka.1.state", "a gateway that poses as a node"),
+    ("gateway", "subscribe", ">", "a gateway that reads everything"),
+]
+
+# Refused as well where each gateway and node has its own nkey (accounts.conf).
+OF_NAMES = [
+    ("node", "subscribe", "_INBOX.node-2.>", "a node that reads the prompts of another"),
+    ("node", "subscribe", "_INBOX.>", "a node that reads all prompts"),
+    ("node", "subscribe", "eka.1.node.node-2.ctl", "a node that takes the commands of another"),
+    ("gateway", "subscribe", "eka.1.gw.gateway-2.claim", "a gateway that grants the jobs of another"),
+    ("gateway", "subscribe", "_INBOX.node-1.>", "a gateway that reads the jobs of another"),
 ]
 
 
 class Broker:
-    """nats-server with the folder's files, on a free port, in a temporary folder."""
+    """nats-server with these accounts, on a free port, in a temporary folder. `users` has the gateway and the node that are tried."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, users, accounts):
+        self.folder, self.users = folder, users
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        subprocess.run([sys.executable, HERE / "make_keys.py", "--out", folder], check=True)
-        for name in ("nats-server.conf", "accounts.conf"):
-            text = (HERE / name).read_text().replace("/etc/nats/", f"{folder}/").replace("/var/lib/nats", f"{folder}/store")
+        names = [] if users is OWN_KEYS else users.values()
+        subprocess.run([sys.executable, HERE / "make_keys.py", "--out", folder, *names], check=True)
+        for name, text in {"nats-server.conf": (HERE / "nats-server.conf").read_text(), "accounts.conf": accounts}.items():
+            text = text.replace("/etc/nats/", f"{folder}/").replace("/var/lib/nats", f"{folder}/store")
             text = text.replace("0.0.0.0:4222", f"127.0.0.1:{self.port}").replace("http: 127.0.0.1:8222", "http: 127.0.0.1:-1")
             (folder / name).write_text(text)
         command = [program(), "-c", folder / "nats-server.conf"]
@@ -86,6 +95,15 @@ class Broker:
         self.process.terminate()
         self.process.wait()
         self.log.close()
+
+    async def connected(self):
+        """Waits until it takes connections."""
+        for _ in range(100):
+            try:
+                return await (await self.connect(self.users["gateway"])).close()
+            except OSError:
+                await asyncio.sleep(0.05)
+        raise AssertionError("nats-server does not take connections")
 
     async def connect(self, user, certificate=True, seed=None, **options):
         """A connection as this user, whose permission violations are collected in `refused`."""
@@ -126,7 +144,10 @@ async def api(client, subject, document):
 
 async def work(broker):
     """The life of a job: everything that gateway and node must be allowed."""
-    gateway, node = await broker.connect(GATEWAY), await broker.connect(NODE)
+    gateway, node = [await broker.connect(broker.users[role]) for role in ("gateway", "node")]
+    own_gateway, own_node = [broker.users[role].split("/")[1] for role in ("gateway", "node")]
+    claim, events, beat = (f"eka.1.gw.{own_gateway}.{what}" for what in ("claim", "ev", "beat"))
+    control, pulls = f"eka.1.node.{own_node}.ctl", f"_INBOX.{own_node}.pull"
     await api(gateway, "STREAM.CREATE.EKA", STREAM)
     await api(gateway, "STREAM.UPDATE.EKA", STREAM)
     await api(gateway, "CONSUMER.DURABLE.CREATE.EKA.demo-01234567_i", CONSUMER)
@@ -141,11 +162,11 @@ async def work(broker):
             await message.respond(b"noted")
 
     received = []
-    await gateway.subscribe("eka.1.gw.gateway-1.claim", cb=grant)
-    for subject in ("eka.1.gw.gateway-1.ev", "eka.1.gw.gateway-1.beat", "eka.*.state"):
+    await gateway.subscribe(claim, cb=grant)
+    for subject in (events, beat, "eka.*.state"):
         await gateway.subscribe(subject, cb=collect)
-    await node.subscribe("eka.1.node.node-1.ctl", cb=grant)
-    inbox = await node.subscribe("_INBOX.node-1.pull.*")
+    await node.subscribe(control, cb=grant)
+    inbox = await node.subscribe(f"{pulls}.*")
     await gateway.flush()
     await node.flush()
 
@@ -153,30 +174,30 @@ async def work(broker):
     assert "seq" in ticket, ticket
     await api(gateway, "STREAM.MSG.GET.EKA", {"seq": ticket["seq"]})
     pull = json.dumps({"batch": 1, "expires": 2_000_000_000}).encode()
-    await node.publish("$JS.API.CONSUMER.MSG.NEXT.EKA.demo-01234567_i", pull, reply="_INBOX.node-1.pull.1")
+    await node.publish("$JS.API.CONSUMER.MSG.NEXT.EKA.demo-01234567_i", pull, reply=f"{pulls}.1")
     message = await inbox.next_msg(timeout=3)
     assert message.data == b"ticket", message
-    assert (await node.request("eka.1.gw.gateway-1.claim", b"", timeout=3)).data == b"granted"
+    assert (await node.request(claim, b"", timeout=3)).data == b"granted"
     await node.publish(message.reply, b"+ACK")
-    await node.publish("eka.1.gw.gateway-1.ev", b"token")
+    await node.publish(events, b"token")
     await node.publish("eka.1.state", b"")
-    for subject in ("eka.1.gw.gateway-1.ev", "eka.1.gw.gateway-1.beat"):
+    for subject in (events, beat):
         assert (await node.request(subject, b"", timeout=3)).data == b"noted"
-    assert (await gateway.request("eka.1.node.node-1.ctl", b"", timeout=3)).data == b"granted"
+    assert (await gateway.request(control, b"", timeout=3)).data == b"granted"
     ticket = json.loads((await gateway.request(TICKET, b"ticket", timeout=3)).data)
     await api(gateway, "STREAM.MSG.DELETE.EKA", {"seq": ticket["seq"]})
     info = await api(gateway, "STREAM.INFO.EKA", {})
     assert info["state"]["messages"] == 0, f"the acknowledged and the deleted ticket are still there: {info['state']}"
-    assert {"eka.1.gw.gateway-1.ev", "eka.1.gw.gateway-1.beat", "eka.1.state"} <= set(received), received
+    assert {events, beat, "eka.1.state"} <= set(received), received
     assert not gateway.refused + node.refused, f"refused: {gateway.refused + node.refused}"
     await gateway.close()
     await node.close()
 
 
-async def refusals(broker):
-    """Each of FORBIDDEN is refused; the server says so asynchronously."""
-    for user, verb, subject, what in FORBIDDEN:
-        client = await broker.connect(user)
+async def refusals(broker, forbidden):
+    """Each of these is refused; the server says so asynchronously."""
+    for role, verb, subject, what in forbidden:
+        client = await broker.connect(broker.users[role])
         if verb == "publish":
             await client.publish(subject, b"{}")
         else:
@@ -192,7 +213,7 @@ async def refusals(broker):
 
 async def tenants(broker):
     """The same subjects in another account are others."""
-    gateway, other = await broker.connect(GATEWAY), await broker.connect(TENANT)
+    gateway, other = await broker.connect(OWN_KEYS["gateway"]), await broker.connect(TENANT)
     await api(other, "STREAM.CREATE.EKA", STREAM)
     await gateway.request(TICKET, b"of team a", timeout=3)
     info = await api(other, "STREAM.INFO.EKA", {})
@@ -210,36 +231,45 @@ async def strangers(broker):
     """No certificate, an nkey that is not listed, a certificate of another authority: no connection."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, HERE / "make_keys.py", "--out", folder], check=True)
-        stranger = Path(folder) / f"{NODE}.nk"
+        stranger = Path(folder) / f"{OWN_KEYS['node']}.nk"
         for what, options in {"no certificate": {"certificate": False}, "an unknown nkey": {"seed": stranger}}.items():
             try:
-                client = await broker.connect(NODE, **options)
+                client = await broker.connect(OWN_KEYS["node"], **options)
                 await client.flush(timeout=2)
             except Exception:
                 continue
             raise AssertionError(f"a client with {what} was let in")
 
 
-async def main():
+def chart_accounts():
+    """The accounts of the Helm chart's values, as the chart writes them: JSON, with values in << >> without quotes."""
+    values = yaml.safe_load((HERE.parent / "kubernetes/cluster/nats-values.yaml").read_text())
+    text = json.dumps(values["config"]["merge"]["accounts"], indent=2)
+    plain = re.sub(r'"<< (.*?) >>"', r"\1", text)
+    return f"include keys.conf\naccounts {plain}\n"
+
+
+async def check(users, accounts, *steps):
+    """Runs the steps with a broker that has these accounts."""
     with tempfile.TemporaryDirectory() as folder:
-        broker = Broker(Path(folder))
+        broker = Broker(Path(folder), users, accounts)
         try:
-            for _ in range(100):
-                try:
-                    await (await broker.connect(GATEWAY)).close()
-                    break
-                except OSError:
-                    await asyncio.sleep(0.05)
-            await work(broker)
-            await refusals(broker)
-            await tenants(broker)
-            await strangers(broker)
+            await broker.connected()
+            for step in steps:
+                await step(broker)
         except BaseException:
             sys.stderr.write((Path(folder) / "log").read_text()[-4000:])
             raise
         finally:
             broker.stop()
-    print(f"nats: a job's life is allowed, {len(FORBIDDEN)} other things, another tenant and strangers are refused")
+
+
+async def main():
+    everything = OF_ROLES + OF_NAMES
+    own_keys = (HERE / "accounts.conf").read_text()
+    await check(OWN_KEYS, own_keys, work, lambda broker: refusals(broker, everything), tenants, strangers)
+    await check(KEYS_OF_ROLES, chart_accounts(), work, lambda broker: refusals(broker, OF_ROLES))
+    print(f"nats: the life of a job is allowed; {len(everything)} other operations, another tenant and strangers are refused")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 
     scripts/deploy/nats/make_keys.py --out /etc/nats --host nats.example.org
 
-Writes a certificate authority (ca.pem), the server's certificate, and for each gateway and node in accounts.conf its certificate,
-its nkey's seed and a line in keys.conf. Seeds and private keys are readable by their owner only; give each machine its own and
+Writes a certificate authority (ca.pem), the server's certificate, and for each gateway and node its certificate, its nkey's seed
+and a line in keys.conf: TEAM_A_NODE_1 for team-a/node-1. Without names it makes those of accounts.conf. Seeds and private keys are readable by their owner only; give each machine its own and
 ca.pem. Existing files are kept. In production your own authority signs, and `nsc` or `nk` makes the nkeys.
 """
 
@@ -15,13 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# The variables of keys.conf and the names in subjects (cluster.node_id).
-USERS = {
-    "TEAM_A_GATEWAY_1": "team-a/gateway-1",
-    "TEAM_A_NODE_1": "team-a/node-1",
-    "TEAM_A_NODE_2": "team-a/node-2",
-    "TEAM_B_SERVER_1": "team-b/server-1",
-}
+# Account and name (cluster.node_id) of each.
+USERS = ["team-a/gateway-1", "team-a/node-1", "team-a/node-2", "team-b/server-1"]
 
 DAYS = "365"
 # The first byte of an nkey: U for a user, S for a seed.
@@ -32,17 +27,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--host", action="append", default=[], metavar="NAME", help="a name of the server; localhost is always one")
+    parser.add_argument("names", nargs="*", default=USERS, metavar="ACCOUNT/NAME")
     options = parser.parse_args()
     os.umask(0o077)
     options.out.mkdir(parents=True, exist_ok=True)
     authority(options.out)
     hosts = ["DNS:localhost", "IP:127.0.0.1"] + [f"DNS:{host}" for host in options.host]
     certificate(options.out, "server", "extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=" + ",".join(hosts))
-    lines = ["# Public nkeys of accounts.conf."]
-    for variable, name in USERS.items():
+    lines = ["# Public nkeys."]
+    for name in options.names:
         (options.out / name).parent.mkdir(exist_ok=True)
         certificate(options.out, name, "extendedKeyUsage=clientAuth")
-        lines.append(f"{variable}: {nkey(options.out / f'{name}.nk')}")
+        lines.append(f"{name.upper().replace('-', '_').replace('/', '_')}: {nkey(options.out / f'{name}.nk')}")
     (options.out / "keys.conf").write_text("\n".join(lines) + "\n")
 
 

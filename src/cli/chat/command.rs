@@ -3,8 +3,8 @@
 /// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Command<'a> {
-    /// A prompt.
-    Say(&'a str),
+    /// Not a command but a prompt.
+    Prompt(&'a str),
     Help,
     /// Remove all turns.
     Clear,
@@ -16,11 +16,11 @@ pub(super) enum Command<'a> {
     Set(&'a str, &'a str),
     Stats,
     Bye,
-    /// An error message.
-    Unknown(String),
+    /// Not a valid command; the text is an error message.
+    Invalid(String),
 }
 
-/// Each command, what follows it, and what it does.
+/// Each command, its arguments, and what it does.
 pub(super) const COMMANDS: [(&str, &str, &str); 6] = [
     ("/help", "", "this list"),
     ("/clear", "", "start a new conversation"),
@@ -37,7 +37,7 @@ pub(super) const COMMANDS: [(&str, &str, &str); 6] = [
 /// Parses a line.
 pub(super) fn read(line: &str) -> Command<'_> {
     if !line.starts_with('/') {
-        return Command::Say(line);
+        return Command::Prompt(line);
     }
     let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let rest = rest.trim();
@@ -48,13 +48,13 @@ pub(super) fn read(line: &str) -> Command<'_> {
         "/set" if rest.is_empty() => Command::Show,
         "/set" => match rest.split_once(char::is_whitespace) {
             Some((name, value)) => Command::Set(name, value.trim()),
-            None => Command::Unknown(format!(
+            None => Command::Invalid(format!(
                 "/set {rest} needs a value: /set {rest} VALUE; /set shows all parameters"
             )),
         },
         "/stats" => Command::Stats,
         "/bye" | "/exit" | "/quit" => Command::Bye,
-        _ => Command::Unknown(format!(
+        _ => Command::Invalid(format!(
             "unknown command {name}; /help lists commands, and a leading space makes the line a prompt"
         )),
     }
@@ -80,20 +80,20 @@ mod tests {
     #[test]
     fn lines_are_prompts_unless_they_begin_with_a_slash() {
         for prompt in ["x", " /help", "a /set", "\"\"\"\n/bye\n\"\"\"", "नमस्ते"] {
-            assert_eq!(read(prompt), Command::Say(prompt));
+            assert_eq!(read(prompt), Command::Prompt(prompt));
         }
         assert_eq!(read("/set  stop  a b "), Command::Set("stop", "a b"));
         assert_eq!(read("/set"), Command::Show);
         assert_eq!(read("/system\nBe brief."), Command::System(Some("Be brief.")));
         for unknown in ["/", "/helpme", "/set temperature"] {
-            assert!(matches!(read(unknown), Command::Unknown(_)), "{unknown}");
+            assert!(matches!(read(unknown), Command::Invalid(_)), "{unknown}");
         }
     }
 
     #[test]
     fn every_listed_command_is_known() {
         for (name, _, _) in COMMANDS {
-            assert!(!matches!(read(name), Command::Unknown(_) | Command::Say(_)), "{name}");
+            assert!(!matches!(read(name), Command::Invalid(_) | Command::Prompt(_)), "{name}");
             assert!(help().contains(name));
         }
     }

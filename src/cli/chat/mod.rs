@@ -94,8 +94,8 @@ impl<'a> ChatSession<'a> {
     /// Executes one line of input.
     async fn handle(&mut self, line: &str) -> anyhow::Result<ControlFlow<()>> {
         match command::read(line) {
-            Command::Say(prompt) if prompt.trim().is_empty() => {}
-            Command::Say(prompt) => self.answer(prompt).await,
+            Command::Prompt(prompt) if prompt.trim().is_empty() => {}
+            Command::Prompt(prompt) => self.answer(prompt).await,
             Command::Help => show(&command::help())?,
             Command::Clear => note(format_args!("turns removed: {}", self.conversation.clear())),
             Command::System(_) if !self.is_conversation => {
@@ -117,7 +117,7 @@ impl<'a> ChatSession<'a> {
             },
             Command::Stats => show(&self.stats())?,
             Command::Bye => return Ok(ControlFlow::Break(())),
-            Command::Unknown(why) => problem(why),
+            Command::Invalid(why) => problem(why),
         }
         Ok(ControlFlow::Continue(()))
     }

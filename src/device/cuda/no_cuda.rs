@@ -19,14 +19,14 @@ pub(super) const DRIVER: [&str; 2] = ["nvcuda.dll", "cuda.dll"];
 /// A version of CUDA, as its driver reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CudaVersion {
-    /// The first number.
+    /// Major version.
     pub major: u32,
-    /// The second.
+    /// Minor version.
     pub minor: u32,
 }
 
 impl CudaVersion {
-    /// 12040 is 12.4.
+    /// From the driver's number: 12040 is 12.4.
     pub(super) fn of_driver(number: i32) -> Self {
         let number = u32::try_from(number).unwrap_or(0);
         Self { major: number / 1000, minor: number % 1000 / 10 }

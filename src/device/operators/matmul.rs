@@ -28,8 +28,8 @@ use super::{
 pub(super) struct QuantizedMatMul {
     pub(super) name: &'static str,
     pub(super) matrices: Vec<Arc<PackedWeights>>,
-    /// Of the node that runs, kept from one to the next: nodes of a graph run one after the other, and each with its own
-    /// would keep a third as much memory as the weights take.
+    /// Rounded activations of the node that is running. All nodes share this buffer, because they run one after the other, and
+    /// a buffer for each would take a third of the weights' memory.
     pub(super) rounded: Arc<Mutex<Rounded>>,
     pub(super) limits: ThreadLimits,
     pub(super) kind: CpuIsa,

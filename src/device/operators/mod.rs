@@ -6,15 +6,15 @@
 //!   the file.
 //! - `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
 //!
-//! # The same bits for a row, whatever it is computed beside
-//! Every one of them gives a row the same bits in a pass of one row and of many, on any number of threads: sums have one
-//! order, and a rounding depends on the row alone. So chunks, kept prefixes, drafts and a resumed answer do not change a
-//! logit. Instruction sets add up in different orders, and so do GPUs.
+//! # Results do not depend on batching
+//! Every operator computes a row to the same bits in a pass of one row and of many, and on any number of threads: sums have a
+//! fixed order, and rounding depends on the row alone. So prefill chunks, cached prefixes, drafts and a resumed answer do not
+//! change a logit. Different instruction sets, and GPUs, add in different orders.
 //!
 //! # The parts of a step
-//! TinyLlama-1.1B's shape in int4 on two threads of an AMD EPYC (Zen 4) that others used as well, medians in milliseconds:
-//! a decode step without context and after 1,536 tokens, by ONNX Runtime's profiler, and prefill of 512 tokens without
-//! context, by where the processor was found (norms and SwiGLU as the profiler had them):
+//! TinyLlama-1.1B's shape in int4 on two threads of a shared AMD EPYC (Zen 4), medians in milliseconds: a decode step without
+//! context and after 1,536 tokens, measured with ONNX Runtime's profiler, and prefill of 512 tokens without context, measured with a
+//! sampling profiler (norms and SwiGLU with ONNX Runtime's):
 //!
 //! | operator | nodes | decode | after 1,536 | prefill |
 //! |---|---|---|---|---|
@@ -24,12 +24,12 @@
 //! | `QuickGelu` and `Mul`, which are SwiGLU | 44 | 0.37 | 0.40 | 50 |
 //! | all others | 4 | 0.04 | 0.04 | 50 |
 //!
-//! Norms take 1.7 % of a step, and SwiGLU 1.3 % (2.4 and 3.0 % of prefill). An operator that computes one of the two
-//! together with the rounding of activations would save a part of that, so there is none: 3 % was the least that would pay
-//! for one. With ONNX Runtime's own attention a token after 1,536 others takes 10 to 11 ms more than the first, with ours 5
-//! to 6 since the query heads of a token are computed in pairs of lanes, as they were not yet for this table.
+//! Norms take 1.7 % of a step, and SwiGLU 1.3 % (2.4 and 3.0 % of prefill). Fusing either with the rounding of activations would
+//! save only a part of that, so eka has no such operators. With ONNX Runtime's attention a token after 1,536 others takes 10 to
+//! 11 ms more than the first; with `eka:Attention` it is now 5 to 6 ms, because the query heads of a token are computed in pairs
+//! of lanes (the table is older).
 //!
-//! ONNX Runtime calls them on its threads, as it calls its own operators. [`model`](crate::model) decides which nodes of a
+//! ONNX Runtime calls these operators on its threads, like its own. [`model`](crate::model) decides which nodes of a
 //! graph they replace; a directory under `models/` does not refer to them, and loads without them.
 
 mod attention;

@@ -1,9 +1,9 @@
-//! ARM processors of 64 bits, all of which have NEON.
+//! Kernels for 64-bit ARM, which always has NEON.
 //!
-//! Tested in an emulator; how fast it is on a real one has not been measured.
+//! Tested in an emulator; the speed on real hardware has not been measured.
 //!
-//! Where Rust has no stable name for an instruction, it is written as one: dot products of bytes, and what makes float32 of
-//! float16, which every such processor has.
+//! Instructions without a stable intrinsic in Rust are inline assembly: the dot product of bytes, and the conversion of float16 to
+//! float32, which every such processor has.
 
 #![expect(
     clippy::undocumented_unsafe_blocks,
@@ -24,7 +24,7 @@ use super::{
     simd_i8::SimdI8,
 };
 
-/// NEON; `DOT` where four bytes are multiplied and added by one instruction.
+/// NEON; with `DOT`, one instruction multiplies and adds four bytes.
 pub(super) struct Neon<const DOT: bool>;
 
 /// Numbers in a register.
@@ -33,7 +33,7 @@ const FOUR: usize = 4;
 /// Sixteen float32.
 type Floats = [float32x4_t; LANES / FOUR];
 
-/// Register by register.
+/// Computes each register by its index.
 #[inline(always)]
 fn each(f: impl Fn(usize) -> float32x4_t) -> Floats {
     array::from_fn(f)
@@ -44,7 +44,7 @@ fn each(f: impl Fn(usize) -> float32x4_t) -> Floats {
 #[target_feature(enable = "dotprod")]
 unsafe fn dot(mut sums: int32x4_t, weights: uint8x16_t, activations: int8x16_t) -> int32x4_t {
     unsafe {
-        // Signed bytes: a code of four bits is at most 15, and has no sign either way.
+        // As signed bytes, because codes of weights are at most 15.
         asm!(
             "sdot {sums:v}.4s, {weights:v}.16b, {activations:v}.16b",
             sums = inout(vreg) sums,
@@ -56,7 +56,7 @@ unsafe fn dot(mut sums: int32x4_t, weights: uint8x16_t, activations: int8x16_t) 
     sums
 }
 
-/// As [`dot`], by pairs, which do not overflow: 2 · 128 · 127 fits into 16 bits.
+/// Like [`dot`], without its instruction: adds pairs of products first, which do not overflow (2 · 128 · 127 fits into 16 bits).
 #[inline(always)]
 unsafe fn dot_by_pairs(sums: int32x4_t, weights: uint8x16_t, activations: int8x16_t) -> int32x4_t {
     unsafe {

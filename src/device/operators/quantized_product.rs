@@ -22,8 +22,8 @@ use super::{
 /// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
 /// where separate arrays of values, scales and starts would be eighteen.
 ///
-/// Rows are in groups of as many as one pass over the weights serves; the last may have fewer. Of a group of `r` rows, block
-/// by block, in words of four bytes:
+/// Rows are in groups of [`group_rows`]; the last may have fewer. Of a group of `r` rows, block by block, in words of four
+/// bytes:
 ///
 /// ```text
 /// values  [8][r]  four int8 each
@@ -34,6 +34,12 @@ use super::{
 pub(super) struct Rounded {
     rows: usize,
     words: Vec<i32>,
+}
+
+/// How many of `rows` are in a group, where one pass over the weights serves at most `most`: groups of nearly the same size,
+/// because a pass for one or two rows takes nearly the time of a pass for four.
+fn group_rows(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
 /// Words of a row's block.
@@ -79,7 +85,7 @@ impl<'a> Rounding<'a> {
 
     /// How many groups there are.
     pub(super) fn groups(&self) -> usize {
-        self.rows.div_ceil(self.kind.rows())
+        self.rows.div_ceil(group_rows(self.rows, self.kind.rows()).max(1))
     }
 
     /// Rounds group number `group`.
@@ -102,8 +108,9 @@ impl Task for Group<'_> {
     #[inline(always)]
     unsafe fn run<P: SimdI8>(self) {
         let Self { rounding, group } = self;
-        let first = group * P::ROWS;
-        let rows = (rounding.rows - first).min(P::ROWS);
+        let most = group_rows(rounding.rows, P::ROWS);
+        let first = group * most;
+        let rows = (rounding.rows - first).min(most);
         let of_row = rounding.blocks * WORDS;
         // SAFETY: the words of one group, which no other call is about, as the caller promises.
         let words = unsafe { rounding.words.part(first * of_row, rows * of_row) };
@@ -192,11 +199,12 @@ impl Product<'_> {
     #[inline(always)]
     unsafe fn tiles<L: SimdI8, const BITS: usize, const ZEROS: bool>(&self, panels: Range<usize>) {
         let rows = self.rounded.rows;
+        let most = group_rows(rows, L::ROWS).max(1);
         for panel in panels {
-            for first in (0..rows).step_by(L::ROWS) {
+            for first in (0..rows).step_by(most) {
                 // SAFETY: as the caller promises.
                 unsafe {
-                    match (rows - first).min(L::ROWS) {
+                    match (rows - first).min(most) {
                         1 => self.tile::<L, BITS, ZEROS, 1>(panel, first),
                         2 => self.tile::<L, BITS, ZEROS, 2>(panel, first),
                         3 => self.tile::<L, BITS, ZEROS, 3>(panel, first),
@@ -235,6 +243,12 @@ impl Product<'_> {
             for block in 0..blocks {
                 let words = words.as_ptr().add(block * R * WORDS);
                 let start = |r: usize| *words.add(BLOCK / 4 * R + r);
+                if R > 1 && row == 0 {
+                    // The first rows read the panel from memory, the others from the cache.
+                    for line in (0..of_block).step_by(LINE) {
+                        L::fetch(codes.as_ptr().wrapping_add(block * of_block + AHEAD + line));
+                    }
+                }
                 let sums = block_sums::<L, BITS, R>(codes.as_ptr().add(block * of_block), words);
                 let scales = scales.as_ptr().add(block * PANEL);
                 let scales = [L::halfs(scales), L::halfs(scales.add(PANEL / 2))];
@@ -297,7 +311,7 @@ unsafe fn block_sums<L: SimdI8, const BITS: usize, const R: usize>(
             if R == 1 {
                 L::fetch(codes.wrapping_add(AHEAD));
                 if BITS == 8 {
-                    L::fetch(codes.wrapping_add(AHEAD + 64));
+                    L::fetch(codes.wrapping_add(AHEAD + LINE));
                 }
             }
             let [low, high] = if BITS == 4 {
@@ -339,3 +353,6 @@ fn negative_sum<const BITS: usize>(start: i32) -> f32 {
 
 /// Prefetch distance in bytes. Decode only reads each row of weights once, so it is bound by memory.
 const AHEAD: usize = 1024;
+
+/// Bytes that are fetched at once.
+const LINE: usize = 64;

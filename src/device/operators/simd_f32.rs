@@ -1,6 +1,6 @@
-//! Sixteen numbers at once, for each kind of processor.
+//! Vectors of sixteen float32, with one implementation for each instruction set.
 //!
-//! [`attention`](super::attention) is written once over this, as [`quantized_product`](super::quantized_product) is over
+//! [`attention`](super::attention) is generic over this trait, as [`quantized_product`](super::quantized_product) is over
 //! [`SimdI8`](super::simd_i8::SimdI8).
 
 #![expect(
@@ -18,11 +18,11 @@ pub(super) const LANES: usize = 16;
 /// # Safety
 /// Every method needs the instructions that its implementor is named after, and pointers to as many numbers as it documents.
 pub(super) trait SimdF32 {
-    /// Sixteen of them.
+    /// Sixteen float32.
     type Floats: Copy;
-    /// Vectors of sums that stay in registers beside a few that are read.
+    /// Number of vectors of sums that fit into the registers, with a few left for operands.
     const SUMS: usize;
-    /// A square or so of sums that stays in registers beside a row and a column of factors: its rows and columns.
+    /// Rows and columns of a tile of sums that fits into the registers, with room for one row and one column of operands.
     const TILE: [usize; 2];
 
     /// The same number sixteen times.
@@ -45,11 +45,11 @@ pub(super) trait SimdF32 {
     unsafe fn div(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a · b + c`.
     unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// The greater; `b` where one is not a number.
+    /// The greater; `b` where one is NaN.
     unsafe fn max(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The lesser; `b` where one is not a number.
+    /// The lesser; `b` where one is NaN.
     unsafe fn min(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// To the nearest whole number; below 2^22.
+    /// Rounded to the nearest whole number; for magnitudes below 2^22.
     unsafe fn round(a: Self::Floats) -> Self::Floats;
     /// `a · 2^n` for whole `n` from -126 to 127.
     unsafe fn shift(a: Self::Floats, n: Self::Floats) -> Self::Floats;
@@ -62,7 +62,7 @@ pub(super) trait SimdF32 {
     /// Four numbers from each of four places.
     unsafe fn four_fours(from: [*const f32; 4]) -> Self::Floats;
     /// The sums of `4 · N` rows of four numbers, `N` being 1, 2 or 4: row `i` is in quarter `i / N` of register `i % N`, and
-    /// its sum, `(0 + 1) + (2 + 3)`, in lane `i`. Other lanes may be anything that is a number where `a` is.
+    /// its sum, `(0 + 1) + (2 + 3)`, in lane `i`. Other lanes are unspecified, but NaN only if `a` contains NaN.
     unsafe fn sum_rows<const N: usize>(a: [Self::Floats; N]) -> Self::Floats;
     /// `a`, or zero where `x < least`.
     unsafe fn zero_below(a: Self::Floats, x: Self::Floats, least: f32) -> Self::Floats;

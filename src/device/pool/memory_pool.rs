@@ -16,8 +16,10 @@ use super::{
     cuda, host,
     ort_allocator::{AnyAllocator, Claim, Registration},
 };
-use crate::device::{DeviceError, Runtime, strided_copy::StridedCopy};
-use crate::units::Bytes;
+use crate::{
+    device::{DeviceError, Runtime, strided_copy::StridedCopy},
+    units::Bytes,
+};
 
 /// How a pool behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,7 @@ impl Pool {
         self.allocator().stats()
     }
 
-    /// Starts new peaks at the present figures.
+    /// Resets the peaks to the current values.
     pub fn reset_peaks(&self) {
         self.allocator().reset_peaks();
     }
@@ -112,7 +114,7 @@ impl Pool {
         self.allocator().trim(size(keep));
     }
 
-    /// Whether [`trim`](Self::trim) to `keep` would return scratch that runs use, and so invalidate captured
+    /// Whether [`trim`](Self::trim) to `keep` would return temporary memory of runs, and so invalidate captured
     /// CUDA graphs.
     #[must_use]
     pub fn needs_trim(&self, keep: Bytes) -> bool {
@@ -179,7 +181,7 @@ impl Pool {
         self.allocator().take_overrun()
     }
 
-    /// Changes when runs captured before can no longer be replayed, because their scratch has been reused.
+    /// Changes when runs captured before can no longer be replayed, because their temporary memory has been reused.
     pub(in crate::device) fn epoch(&self) -> u64 {
         self.allocator().epoch()
     }
@@ -189,7 +191,7 @@ impl Pool {
         self.allocator().blocks()
     }
 
-    /// A run has kept some of its scratch.
+    /// Notes that a captured run keeps its temporary memory.
     pub(in crate::device) fn note_kept(&self) {
         self.allocator().note_kept();
     }

@@ -42,7 +42,7 @@ mod tests {
             let size = block_size(requested).unwrap();
             prop_assert!(size >= requested && size.is_multiple_of(ALIGNMENT));
             prop_assert!(size - requested < (requested / 8).max(ALIGNMENT));
-            prop_assert_eq!(block_size(size), Some(size), "a size is its own");
+            prop_assert_eq!(block_size(size), Some(size), "a request of exactly a block's size gets that block");
         }
     }
 }

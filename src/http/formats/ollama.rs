@@ -1,6 +1,6 @@
 //! `POST /api/chat` and `/api/generate` in Ollama's wire format: streams are lines of JSON.
 
-use std::time::Duration;
+use std::{marker::PhantomData, time::Duration};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -15,7 +15,7 @@ use crate::{
     http::{
         error::ErrorBody,
         error_shape::ErrorShape,
-        request::{OllamaChatRequest, OllamaGenerateRequest},
+        request::{GenerateRequest, OllamaChatRequest, OllamaGenerateRequest},
         rfc3339::rfc3339,
     },
     text::Call,
@@ -47,7 +47,7 @@ pub(crate) struct OllamaGenerated<'a> {
 
 /// The fields that all answers begin with.
 #[derive(Serialize, ToSchema)]
-struct OllamaHead<'a> {
+pub(crate) struct OllamaHead<'a> {
     model: &'a str,
     created_at: String,
 }
@@ -85,7 +85,7 @@ struct OllamaFunction<'a> {
 
 /// The last fields. Token counts and times are in the last line of a stream; times are in nanoseconds.
 #[derive(Default, Serialize, ToSchema)]
-struct OllamaEnd {
+pub(crate) struct OllamaEnd {
     done: bool,
     /// `stop` or `length`; `load` where the model was only loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,18 +132,82 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// A route of Ollama's API that generates.
+pub(crate) trait OllamaRoute: Send + 'static {
+    /// Its requests.
+    type Request: GenerateRequest;
+
+    /// The path of the route.
+    const ROUTE: &'static str;
+
+    /// Prefix of its answers' ids.
+    const ID_PREFIX: &'static str;
+
+    /// `gen_ai.operation.name` in traces.
+    const OPERATION: &'static str;
+
+    /// A whole answer, or a line of a stream.
+    fn answer<'a>(head: OllamaHead<'a>, part: Part<'a>, end: OllamaEnd) -> impl Serialize + 'a;
+}
+
+/// The text of an answer, or a part of it.
+#[derive(Default)]
+pub(crate) struct Part<'a> {
+    text: &'a str,
+    reasoning: &'a str,
+    calls: &'a [Call],
+}
+
+/// `/api/chat`.
+pub(crate) struct ChatRoute;
+
+impl OllamaRoute for ChatRoute {
+    type Request = OllamaChatRequest;
+
+    const ROUTE: &'static str = "/api/chat";
+    const ID_PREFIX: &'static str = "chat-";
+    const OPERATION: &'static str = "chat";
+
+    fn answer<'a>(head: OllamaHead<'a>, part: Part<'a>, end: OllamaEnd) -> impl Serialize + 'a {
+        let Part { text: content, reasoning: thinking, calls } = part;
+        let tool_calls = calls.iter().map(called).collect();
+        let message = OllamaMessage { role: "assistant", content, thinking, tool_calls };
+        OllamaChatAnswer { head, message, end }
+    }
+}
+
+/// `/api/generate`.
+pub(crate) struct GenerateRoute;
+
+impl OllamaRoute for GenerateRoute {
+    type Request = OllamaGenerateRequest;
+
+    const ROUTE: &'static str = "/api/generate";
+    const ID_PREFIX: &'static str = "gen-";
+    const OPERATION: &'static str = "text_completion";
+
+    fn answer<'a>(head: OllamaHead<'a>, part: Part<'a>, end: OllamaEnd) -> impl Serialize + 'a {
+        OllamaGenerated { head, response: part.text, thinking: part.reasoning, end }
+    }
+}
+
+/// The format of a route of Ollama's API.
+pub(crate) struct OllamaFormat<R>(ResponseMeta, PhantomData<R>);
+
 /// The format of `/api/chat`.
-pub(crate) struct OllamaChat(ResponseMeta);
+pub(crate) type OllamaChat = OllamaFormat<ChatRoute>;
 
 /// The format of `/api/generate`.
-pub(crate) struct OllamaGenerate(ResponseMeta);
+pub(crate) type OllamaGenerate = OllamaFormat<GenerateRoute>;
+
+impl<R: OllamaRoute> OllamaFormat<R> {
+    fn answer<'a>(&'a self, part: Part<'a>, end: OllamaEnd) -> impl Serialize + 'a {
+        R::answer(head(&self.0), part, end)
+    }
+}
 
 fn head(meta: &ResponseMeta) -> OllamaHead<'_> {
     OllamaHead { model: &meta.model, created_at: rfc3339(meta.created) }
-}
-
-fn message<'a>(content: &'a str, thinking: &'a str, calls: &'a [Call]) -> OllamaMessage<'a> {
-    OllamaMessage { role: "assistant", content, thinking, tool_calls: calls.iter().map(called).collect() }
 }
 
 /// A call. Arguments that are not an object, as an answer that was cut has, are sent as an empty one.
@@ -158,123 +222,54 @@ fn called(call: &Call) -> OllamaCall<'_> {
     }
 }
 
-fn fail(error: &ErrorBody, out: &mut SseEvents) {
-    if let Some(body) = ErrorShape::Ollama.body(error) {
-        out.push_raw_line(&body);
-    }
-}
+impl<R: OllamaRoute> ApiFormat for OllamaFormat<R> {
+    type Request = R::Request;
 
-impl ApiFormat for OllamaChat {
-    type Request = OllamaChatRequest;
-
-    const ROUTE: &'static str = "/api/chat";
-    const ID_PREFIX: &'static str = "chat-";
-    const OPERATION: &'static str = "chat";
+    const ROUTE: &'static str = R::ROUTE;
+    const ID_PREFIX: &'static str = R::ID_PREFIX;
+    const OPERATION: &'static str = R::OPERATION;
     const STREAM_TYPE: &'static str = "application/x-ndjson";
     const HEARTBEATS: [&'static str; 2] = [""; 2];
 
     fn new(meta: ResponseMeta) -> Self {
-        Self(meta)
+        Self(meta, PhantomData)
     }
 
     fn whole(&self, choices: &[FinishedChoice]) -> String {
         choices.first().map_or_else(String::new, |finished| {
-            let message = message(&finished.text, &finished.reasoning, &finished.calls);
-            to_json(&OllamaChatAnswer { head: head(&self.0), message, end: finished.into() })
+            let FinishedChoice { text, reasoning, calls, .. } = finished;
+            to_json(&self.answer(Part { text, reasoning, calls }, finished.into()))
         })
     }
 
     fn loaded(&self) -> String {
-        let end = OllamaEnd::loaded();
-        to_json(&OllamaChatAnswer { head: head(&self.0), message: message("", "", &[]), end })
+        to_json(&self.answer(Part::default(), OllamaEnd::loaded()))
     }
 
     fn progress(&mut self, _: Progress, _: &mut SseEvents) {}
 
     fn delta(&mut self, _: usize, delta: &Delta, out: &mut SseEvents) {
+        let part = Part { text: &delta.text, reasoning: &delta.reasoning, calls: &[] };
         // Calls are sent when they are complete.
-        if delta.text.is_empty() && delta.reasoning.is_empty() {
-            return;
+        if !part.text.is_empty() || !part.reasoning.is_empty() {
+            out.push_line(&self.answer(part, OllamaEnd::default()));
         }
-        let message = message(&delta.text, &delta.reasoning, &[]);
-        out.push_line(&OllamaChatAnswer { head: head(&self.0), message, end: OllamaEnd::default() });
     }
 
     fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         if !finished.calls.is_empty() {
-            let message = message("", "", &finished.calls);
-            out.push_line(&OllamaChatAnswer { head: head(&self.0), message, end: OllamaEnd::default() });
+            let part = Part { calls: &finished.calls, ..Part::default() };
+            out.push_line(&self.answer(part, OllamaEnd::default()));
         }
-        let message = message("", "", &[]);
-        out.push_line(&OllamaChatAnswer { head: head(&self.0), message, end: finished.into() });
+        out.push_line(&self.answer(Part::default(), finished.into()));
     }
 
     /// The last line says that it is the last.
     fn end(&mut self, _: &[FinishedChoice], _: &mut SseEvents) {}
 
     fn failure(&mut self, error: &ErrorBody, out: &mut SseEvents) {
-        fail(error, out);
-    }
-}
-
-impl ApiFormat for OllamaGenerate {
-    type Request = OllamaGenerateRequest;
-
-    const ROUTE: &'static str = "/api/generate";
-    const ID_PREFIX: &'static str = "gen-";
-    const STREAM_TYPE: &'static str = "application/x-ndjson";
-    const HEARTBEATS: [&'static str; 2] = [""; 2];
-
-    fn new(meta: ResponseMeta) -> Self {
-        Self(meta)
-    }
-
-    fn whole(&self, choices: &[FinishedChoice]) -> String {
-        choices.first().map_or_else(String::new, |finished| {
-            let FinishedChoice { text, reasoning, .. } = finished;
-            to_json(&OllamaGenerated {
-                head: head(&self.0),
-                response: text,
-                thinking: reasoning,
-                end: finished.into(),
-            })
-        })
-    }
-
-    fn loaded(&self) -> String {
-        to_json(&OllamaGenerated {
-            head: head(&self.0),
-            response: "",
-            thinking: "",
-            end: OllamaEnd::loaded(),
-        })
-    }
-
-    fn progress(&mut self, _: Progress, _: &mut SseEvents) {}
-
-    fn delta(&mut self, _: usize, delta: &Delta, out: &mut SseEvents) {
-        let (response, thinking) = (delta.text.as_str(), delta.reasoning.as_str());
-        out.push_line(&OllamaGenerated {
-            head: head(&self.0),
-            response,
-            thinking,
-            end: OllamaEnd::default(),
-        });
-    }
-
-    fn closing(&mut self, _: usize, finished: &FinishedChoice, out: &mut SseEvents) {
-        out.push_line(&OllamaGenerated {
-            head: head(&self.0),
-            response: "",
-            thinking: "",
-            end: finished.into(),
-        });
-    }
-
-    /// The last line says that it is the last.
-    fn end(&mut self, _: &[FinishedChoice], _: &mut SseEvents) {}
-
-    fn failure(&mut self, error: &ErrorBody, out: &mut SseEvents) {
-        fail(error, out);
+        if let Some(body) = ErrorShape::Ollama.body(error) {
+            out.push_raw_line(&body);
+        }
     }
 }

@@ -80,10 +80,25 @@ pub(crate) async fn metrics(
     request: HttpRequest,
     state: web::Data<AppState>,
 ) -> Result<HttpResponse, ApiError> {
+    state.metrics.kv_cache_usage.set(kv_cache_usage(&state));
     let text = state.metrics.render().map_err(|error| ApiError::Internal { message: error.to_string() })?;
     if prometheus_text::wants_open_metrics(request.headers()) {
         return Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text));
     }
     let text = prometheus_text::from_open_metrics(&text);
     Ok(HttpResponse::Ok().content_type(prometheus_text::CONTENT_TYPE).body(text))
+}
+
+/// Share of the context that the longest running job of each slot fills: the mean of the slots.
+fn kv_cache_usage(state: &AppState) -> f64 {
+    let snapshot = state.executor.snapshot();
+    let mut slots = vec![0.0_f64; snapshot.slots];
+    for running in &snapshot.running {
+        let text = state.models.find(Some(&running.job.model.0));
+        if let (Ok(text), Some(slot)) = (text, slots.get_mut(running.slot)) {
+            let tokens = running.read.0 + running.generated.0;
+            *slot = slot.max(tokens as f64 / state.context_length(text).0.max(1) as f64);
+        }
+    }
+    slots.iter().sum::<f64>() / slots.len().max(1) as f64
 }

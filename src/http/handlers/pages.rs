@@ -39,7 +39,7 @@ macro_rules! files {
     };
 }
 
-static FILES: [(&str, Page); 17] = files![
+static FILES: [(&str, Page); 19] = files![
     "style.css",
     "theme.js",
     "main.js",
@@ -55,6 +55,8 @@ static FILES: [(&str, Page); 17] = files![
     "store.js",
     "turn.js",
     "libraries.js",
+    "models.js",
+    "docs.js",
     "docs.css",
     "icon.svg",
 ];

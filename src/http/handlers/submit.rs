@@ -230,7 +230,7 @@ async fn check_constraint(
     output: &OutputConstraint,
     priority: Priority,
 ) -> Result<(), ApiError> {
-    text.check_table()?;
+    text.check_constraints_supported()?;
     state.executor.check_room(Tokens(1), priority)?;
     let sandbox = state.sandbox()?;
     let Err(whole) = sandbox.check(&output.constraint).await? else { return Ok(()) };

@@ -38,9 +38,14 @@ async function errorOf(response) {
   return new RequestError(message, { status: response.status, code: error.code || "", wait });
 }
 
+/** Any answer of the server, whatever its status. */
+export function respond(path, options) {
+  return fetch(path, { cache: "no-store", ...options, headers: headers(options.headers) });
+}
+
 async function send(path, options) {
   try {
-    const response = await fetch(path, { cache: "no-store", ...options, headers: headers(options.headers) });
+    const response = await respond(path, options);
     if (!response.ok) throw await errorOf(response);
     return response;
   } catch (error) {

@@ -31,6 +31,13 @@ export function sentence(text) {
   return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
 }
 
+/** A request as a command line. `path` is relative to the page; the body is JSON or null. */
+export function curl({ path, method, body }) {
+  const url = `'${new URL(path, location.href).href}'`;
+  const quoted = body === null ? "" : ` -H 'content-type: application/json' -d '${body.replaceAll("'", "'\\''")}'`;
+  return `curl${method === "POST" && body === null ? " -X POST" : ""} ${url}${quoted}`;
+}
+
 /** Sets what style sheets need to know about the script of a text: Nastaliq needs more space between lines. */
 export function markScript(node, text) {
   if (/[\u0600-\u06ff]/.test(text)) node.dataset.script = "arabic";

@@ -4,6 +4,7 @@ import { get, hasKey, setKey } from "./api.js";
 import { editLast, isRunning, listModels, openConversation, showPlace, startChat, stop } from "./chat.js";
 import { $, show } from "./dom.js";
 import { sentence } from "./format.js";
+import { askForRights, showModels } from "./models.js";
 import { loadFields, startSettings } from "./settings.js";
 import { keep, startSidebar } from "./sidebar.js";
 import { showSlot, showState, showUnreachable } from "./slot.js";
@@ -50,6 +51,7 @@ async function connect() {
     show($("forget"), hasKey());
     if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) $("prompt").focus();
     listModels(data);
+    askForRights();
   } catch (error) {
     if (error.status === 401) return lock(error.message);
     showState("bad", "Not reachable");
@@ -86,6 +88,7 @@ async function poll() {
     const slot = await get("v1/slot");
     showSlot(slot);
     showPlace(slot);
+    if (!$("slot-view").hidden) showModels((await get("v1/models")).data);
     const isBusy = isRunning() || slot.queue.length || slot.devices.some(({ running }) => running);
     if (isBusy || slot.devices.some((device) => device.state !== "ready")) pause = 1000;
   } catch (error) {

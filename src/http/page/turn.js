@@ -2,7 +2,7 @@
 
 import { alternatives, branch } from "./conversation.js";
 import { button, copy, element, say, show } from "./dom.js";
-import { markScript, plural, time } from "./format.js";
+import { curl, markScript, plural, time } from "./format.js";
 import { MarkdownView } from "./markdown.js";
 import { takes } from "./settings.js";
 
@@ -167,9 +167,8 @@ export class Turn {
     currentTarget.setAttribute("aria-expanded", String(!this.request.hidden));
     const message = this.#message;
     const { messages, ...fields } = requestBody(this.#conversation, message);
-    const path = new URL(message.mode === "text" ? "v1/completions" : "v1/chat/completions", location.href).href;
-    const body = JSON.stringify({ ...fields, ...(messages ? { messages } : {}) }).replaceAll("'", "'\\''");
-    const line = `curl ${path} -H 'content-type: application/json' -d '${body}'`;
+    const path = message.mode === "text" ? "v1/completions" : "v1/chat/completions";
+    const line = curl({ path, method: "POST", body: JSON.stringify({ ...fields, ...(messages ? { messages } : {}) }) });
     const { stream, stream_options: _, model, prompt, ...shown } = fields;
     const used = Object.entries(shown).map(([name, value]) => `${name} = ${JSON.stringify(value)}`).join(", ") || "all settings at their defaults";
     this.request.replaceChildren(

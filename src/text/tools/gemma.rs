@@ -1,6 +1,6 @@
 //! A call as Gemma writes it: `call:weather{city:<|"|>Pune<|"|>,days:3}`.
 
-use super::{literal, step::Step};
+use super::{literal, partial_call::PartialCall, step::Step};
 
 /// Before the name.
 const BEFORE: &str = "call:";
@@ -14,35 +14,25 @@ pub(super) struct Gemma {
     /// The mark before and after a text.
     quote: &'static str,
     text: String,
-    name: Option<String>,
-    arguments: Option<String>,
+    call: PartialCall,
     depth: usize,
     in_text: bool,
     /// Where the mark or the text after it begins.
     from: usize,
-    is_complete: bool,
 }
 
 impl Gemma {
     pub(super) fn new(quote: &'static str) -> Self {
-        let (text, name, arguments) = (String::new(), None, None);
-        Self { quote, text, name, arguments, depth: 0, in_text: false, from: 0, is_complete: false }
+        let (text, call) = (String::new(), PartialCall::default());
+        Self { quote, text, call, depth: 0, in_text: false, from: 0 }
     }
 
-    pub(super) fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    pub(super) fn arguments(&self) -> Option<&str> {
-        self.arguments.as_deref()
-    }
-
-    pub(super) const fn has_whole_arguments(&self) -> bool {
-        self.is_complete
+    pub(super) const fn call(&self) -> &PartialCall {
+        &self.call
     }
 
     pub(super) fn take(&mut self, c: char) -> Step {
-        if self.name.is_some() {
+        if self.call.name.is_some() {
             return self.take_arguments(c);
         }
         if self.text.is_empty() && c.is_whitespace() {
@@ -51,7 +41,7 @@ impl Gemma {
         if c == '{' {
             let name = self.text.strip_prefix(BEFORE).map(str::trim).filter(|name| !name.is_empty());
             let Some(name) = name.map(str::to_owned) else { return Step::Broken };
-            (self.name, self.arguments) = (Some(name), Some("{".into()));
+            self.call.begin(name);
             self.text = "{".into();
             (self.depth, self.from) = (1, 1);
             return Step::Named;
@@ -78,8 +68,8 @@ impl Gemma {
         }
         let json = literal::convert(&self.text, self.quote).filter(|json| json.starts_with('{'));
         // The brace was sent with the name.
-        self.arguments = Some(json.unwrap_or_else(|| "{}".into()));
-        self.is_complete = true;
+        self.call.arguments = Some(json.unwrap_or_else(|| "{}".into()));
+        self.call.has_whole_arguments = true;
         Step::Complete
     }
 }

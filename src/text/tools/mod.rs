@@ -16,6 +16,7 @@ mod literal;
 mod named;
 mod object;
 mod parser;
+mod partial_call;
 mod python;
 mod reader;
 mod schema_types;

@@ -2,6 +2,7 @@
 
 use super::{
     format::NamedSyntax,
+    partial_call::PartialCall,
     step::{Nesting, Step},
 };
 
@@ -14,32 +15,21 @@ pub(super) struct Named {
     syntax: NamedSyntax,
     /// The text before the arguments so far.
     header: String,
-    name: Option<String>,
-    arguments: Option<String>,
+    call: PartialCall,
     nesting: Nesting,
-    is_complete: bool,
 }
 
 impl Named {
     pub(super) fn new(syntax: NamedSyntax) -> Self {
-        let (name, arguments, nesting) = (None, None, Nesting::default());
-        Self { syntax, header: String::new(), name, arguments, nesting, is_complete: false }
+        Self { syntax, header: String::new(), call: PartialCall::default(), nesting: Nesting::default() }
     }
 
-    pub(super) fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    pub(super) fn arguments(&self) -> Option<&str> {
-        self.arguments.as_deref()
-    }
-
-    pub(super) const fn has_whole_arguments(&self) -> bool {
-        self.is_complete
+    pub(super) const fn call(&self) -> &PartialCall {
+        &self.call
     }
 
     pub(super) fn take(&mut self, c: char) -> Step {
-        if self.name.is_none() { self.take_header(c) } else { self.take_arguments(c) }
+        if self.call.name.is_none() { self.take_header(c) } else { self.take_arguments(c) }
     }
 
     fn take_header(&mut self, c: char) -> Step {
@@ -58,18 +48,18 @@ impl Named {
         if name.is_empty() {
             return Step::Broken;
         }
-        self.name = Some(name.to_owned());
+        self.call.name = Some(name.to_owned());
         Step::Named
     }
 
     fn take_arguments(&mut self, c: char) -> Step {
-        match &mut self.arguments {
+        match &mut self.call.arguments {
             None if c.is_whitespace() => return Step::More,
             None if c != '{' => return Step::Broken,
             arguments => arguments.get_or_insert_default().push(c),
         }
         self.nesting.take(c);
-        self.is_complete = self.nesting.is_over();
-        if self.is_complete { Step::Complete } else { Step::More }
+        self.call.has_whole_arguments = self.nesting.is_over();
+        if self.call.has_whole_arguments { Step::Complete } else { Step::More }
     }
 }

@@ -4,7 +4,10 @@
 //! follows changes that: a client may have been sent its beginning. Every decision is made at a character, so it does not
 //! depend on how the text was cut into tokens.
 
-use super::step::{Nesting, Step};
+use super::{
+    partial_call::PartialCall,
+    step::{Nesting, Step},
+};
 
 /// Which member of the object a value belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,10 +28,8 @@ pub(super) struct Object {
     /// A name that is being read, with its quotation marks.
     spelled: String,
     nesting: Nesting,
-    name: Option<String>,
-    /// The arguments so far, as the model wrote them.
-    arguments: Option<String>,
-    has_whole_arguments: bool,
+    /// Its arguments are as the model wrote them.
+    call: PartialCall,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,24 +46,8 @@ enum State {
 }
 
 impl Object {
-    /// The tool's name, once it is complete.
-    pub(super) fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    /// The arguments so far.
-    pub(super) fn arguments(&self) -> Option<&str> {
-        self.arguments.as_deref()
-    }
-
-    /// Whether it is a call, independent of the text after it.
-    const fn is_call(&self) -> bool {
-        self.name.is_some() && self.arguments.is_some()
-    }
-
-    /// Whether its arguments were read to their end.
-    pub(super) const fn has_whole_arguments(&self) -> bool {
-        self.has_whole_arguments
+    pub(super) const fn call(&self) -> &PartialCall {
+        &self.call
     }
 
     /// Reads the next character.
@@ -110,10 +95,10 @@ impl Object {
     /// The member of the last key; `None` for a key that occurred before.
     fn next_slot(&self) -> Option<Member> {
         match self.key.as_str() {
-            _ if self.is_call() => Some(Member::Other),
-            "name" | "tool_name" => self.name.is_none().then_some(Member::Name),
+            _ if self.call.is_call() => Some(Member::Other),
+            "name" | "tool_name" => self.call.name.is_none().then_some(Member::Name),
             // Models that were trained on one of the names write the other now and then.
-            "arguments" | "parameters" => self.arguments.is_none().then_some(Member::Arguments),
+            "arguments" | "parameters" => self.call.arguments.is_none().then_some(Member::Arguments),
             _ => Some(Member::Other),
         }
     }
@@ -137,11 +122,11 @@ impl Object {
     fn end_value(&mut self) -> Step {
         match self.member {
             Member::Name => {
-                self.name = serde_json::from_str(&self.spelled).ok();
-                if self.name.is_some() { Step::Named } else { Step::Broken }
+                self.call.name = serde_json::from_str(&self.spelled).ok();
+                if self.call.name.is_some() { Step::Named } else { Step::Broken }
             }
             Member::Arguments => {
-                self.has_whole_arguments = true;
+                self.call.has_whole_arguments = true;
                 Step::More
             }
             Member::Other => Step::More,
@@ -151,17 +136,17 @@ impl Object {
     fn push(&mut self, c: char) {
         match self.member {
             Member::Name => self.spelled.push(c),
-            Member::Arguments => self.arguments.get_or_insert_default().push(c),
+            Member::Arguments => self.call.arguments.get_or_insert_default().push(c),
             Member::Other => {}
         }
     }
 
     fn complete(&mut self) -> Step {
-        if self.name.is_none() {
+        if self.call.name.is_none() {
             return Step::Broken;
         }
-        self.arguments.get_or_insert_with(|| "{}".to_owned());
-        self.has_whole_arguments = true;
+        self.call.arguments.get_or_insert_with(|| "{}".to_owned());
+        self.call.has_whole_arguments = true;
         Step::Complete
     }
 }

@@ -107,7 +107,7 @@ enum State {
     /// Before an object; anything else is an error.
     BeforeCall,
     Call {
-        object: Box<CallReader>,
+        reader: Box<CallReader>,
         sent: usize,
     },
     AfterCall,
@@ -147,14 +147,14 @@ impl ToolCallParser {
     /// Whether the last call ended before its arguments did.
     #[must_use]
     pub fn is_truncated(&self) -> bool {
-        matches!(&self.state, State::Call { object, .. } if object.is_truncated())
+        matches!(&self.state, State::Call { reader, .. } if reader.call().is_truncated())
     }
 
     /// Returns the text held back. An incomplete call stays incomplete.
     pub fn finish(&mut self) -> AnswerDelta {
         let text = self.take_held() + &std::mem::take(&mut self.rest);
         let is_dropped = match &self.state {
-            State::Call { object, .. } => object.is_call(),
+            State::Call { reader, .. } => reader.call().is_call(),
             State::AfterCall | State::Over => true,
             State::BeforeCall => self.calls > 0 && self.is_separator(&text),
             State::Start | State::Content | State::Opened => self.calls > 0 && text.trim().is_empty(),
@@ -238,8 +238,8 @@ impl ToolCallParser {
         if self.rest.is_empty() {
             return false;
         }
-        let object = CallReader::new(self.options.format.syntax, &self.options.tools);
-        self.state = State::Call { object: Box::new(object), sent: 0 };
+        let reader = CallReader::new(self.options.format.syntax, &self.options.tools);
+        self.state = State::Call { reader: Box::new(reader), sent: 0 };
         true
     }
 
@@ -252,12 +252,12 @@ impl ToolCallParser {
 
     fn call(&mut self, delta: &mut AnswerDelta) -> bool {
         let state = std::mem::replace(&mut self.state, State::AfterCall);
-        let State::Call { mut object, sent } = state else { return false };
+        let State::Call { mut reader, sent } = state else { return false };
         let rest = std::mem::take(&mut self.rest);
-        let Some(End { at, is_call }) = self.read(&mut object, &rest) else {
+        let Some(End { at, is_call }) = self.read(&mut reader, &rest) else {
             self.held.push_str(&rest);
-            let sent = self.emit(&object, sent, delta);
-            self.state = State::Call { object, sent };
+            let sent = self.emit(&reader, sent, delta);
+            self.state = State::Call { reader, sent };
             return false;
         };
         self.held.push_str(&rest[..at]);
@@ -265,7 +265,7 @@ impl ToolCallParser {
         if !is_call {
             return self.give_up(delta);
         }
-        self.emit(&object, sent, delta);
+        self.emit(&reader, sent, delta);
         self.held.clear();
         self.prefix = "";
         if self.options.single {
@@ -275,13 +275,15 @@ impl ToolCallParser {
     }
 
     /// Reads `text` up to the end of the object, if it has one.
-    fn read(&self, object: &mut CallReader, text: &str) -> Option<End> {
-        text.char_indices().find_map(|(at, c)| match object.take(c) {
+    fn read(&self, reader: &mut CallReader, text: &str) -> Option<End> {
+        text.char_indices().find_map(|(at, c)| match reader.take(c) {
             Step::More => None,
-            Step::Named => (!self.is_tool(object.name())).then_some(End { at, is_call: false }),
-            Step::Complete => Some(End { at: at + c.len_utf8(), is_call: self.is_tool(object.name()) }),
+            Step::Named => (!self.is_tool(reader.call().name())).then_some(End { at, is_call: false }),
+            Step::Complete => {
+                Some(End { at: at + c.len_utf8(), is_call: self.is_tool(reader.call().name()) })
+            }
             // The character that breaks an object does not belong to it.
-            Step::Broken => Some(End { at, is_call: object.is_call() }),
+            Step::Broken => Some(End { at, is_call: reader.call().is_call() }),
         })
     }
 
@@ -290,8 +292,10 @@ impl ToolCallParser {
     }
 
     /// Emits the new part of a call, of which `sent` bytes of arguments were sent before. Returns how many are sent now.
-    fn emit(&mut self, object: &CallReader, sent: usize, delta: &mut AnswerDelta) -> usize {
-        let (Some(name), Some(arguments)) = (object.name(), object.arguments()) else { return sent };
+    fn emit(&mut self, reader: &CallReader, sent: usize, delta: &mut AnswerDelta) -> usize {
+        let (Some(name), Some(arguments)) = (reader.call().name(), reader.call().arguments()) else {
+            return sent;
+        };
         let mut call = Call { arguments: arguments[sent..].to_owned(), ..Call::default() };
         if sent == 0 {
             let id = self.options.format.new_id(name, self.calls);

@@ -1,6 +1,6 @@
 //! A call in Python's syntax: `weather(city="Pune", days=3)`.
 
-use super::{literal, step::Step};
+use super::{literal, partial_call::PartialCall, step::Step};
 
 /// Longest name of a tool or an argument, in bytes.
 const MAX_NAME: usize = 512;
@@ -11,14 +11,11 @@ pub(super) struct Python {
     state: State,
     text: String,
     key: String,
-    name: Option<String>,
-    /// The arguments so far, as JSON.
-    arguments: Option<String>,
+    call: PartialCall,
     depth: usize,
     /// The quotation mark of the string that is being read.
     string: Option<char>,
     is_escaped: bool,
-    is_complete: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,16 +29,8 @@ enum State {
 }
 
 impl Python {
-    pub(super) fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    pub(super) fn arguments(&self) -> Option<&str> {
-        self.arguments.as_deref()
-    }
-
-    pub(super) const fn has_whole_arguments(&self) -> bool {
-        self.is_complete
+    pub(super) const fn call(&self) -> &PartialCall {
+        &self.call
     }
 
     pub(super) fn take(&mut self, c: char) -> Step {
@@ -49,8 +38,7 @@ impl Python {
         match (self.state, c) {
             (State::Name | State::Between | State::Key, c) if c.is_whitespace() => {}
             (State::Name, '(') if !self.text.is_empty() => return self.take_name(),
-            (State::Between, ',') if self.arguments.as_ref().is_some_and(|arguments| arguments.len() > 1) => {
-            }
+            (State::Between, ',') if self.call.arguments().is_some_and(|arguments| arguments.len() > 1) => {}
             (State::Between, ')') => return self.complete(Step::Complete),
             (State::Between, c) if is_name(c) => {
                 self.text.push(c);
@@ -68,8 +56,7 @@ impl Python {
     }
 
     fn take_name(&mut self) -> Step {
-        self.name = Some(std::mem::take(&mut self.text));
-        self.arguments = Some("{".into());
+        self.call.begin(std::mem::take(&mut self.text));
         self.state = State::Between;
         Step::Named
     }
@@ -96,21 +83,12 @@ impl Python {
     fn end_value(&mut self) {
         let text = std::mem::take(&mut self.text);
         let value = literal::to_json(text.trim()).unwrap_or_else(|| literal::quoted(text.trim()));
-        let arguments = self.arguments.get_or_insert_with(|| "{".into());
-        if arguments.len() > 1 {
-            arguments.push_str(", ");
-        }
-        arguments.push_str(&literal::quoted(&self.key));
-        arguments.push_str(": ");
-        arguments.push_str(&value);
+        self.call.add_argument(&self.key, &value);
     }
 
     /// Ends the arguments.
     fn complete(&mut self, step: Step) -> Step {
-        if let Some(arguments) = self.arguments.as_mut().filter(|_| !self.is_complete) {
-            arguments.push('}');
-            self.is_complete = true;
-        }
+        self.call.end_arguments();
         step
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    format::Syntax, gemma::Gemma, named::Named, object::Object, python::Python, schema_types::ToolSignature,
-    step::Step, tagged::Tagged,
+    format::Syntax, gemma::Gemma, named::Named, object::Object, partial_call::PartialCall, python::Python,
+    schema_types::ToolSignature, step::Step, tagged::Tagged,
 };
 
 /// A call that is being read.
@@ -46,23 +46,8 @@ impl CallReader {
         each!(self, call => call.take(c))
     }
 
-    /// The tool's name, once it is complete.
-    pub(super) fn name(&self) -> Option<&str> {
-        each!(self, call => call.name())
-    }
-
-    /// The arguments so far, as JSON.
-    pub(super) fn arguments(&self) -> Option<&str> {
-        each!(self, call => call.arguments())
-    }
-
-    /// Whether it is a call, independent of the text after it.
-    pub(super) fn is_call(&self) -> bool {
-        self.name().is_some() && self.arguments().is_some()
-    }
-
-    /// Whether it is a call whose arguments have begun and not ended.
-    pub(super) fn is_truncated(&self) -> bool {
-        self.is_call() && each!(self, call => !call.has_whole_arguments())
+    /// What has been read.
+    pub(super) const fn call(&self) -> &PartialCall {
+        each!(self, call => call.call())
     }
 }

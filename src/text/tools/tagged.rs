@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{format::TagSyntax, literal, schema_types::ToolSignature, step::Step};
+use super::{format::TagSyntax, literal, partial_call::PartialCall, schema_types::ToolSignature, step::Step};
 
 /// Longest name of a tool or an argument with its tags, in bytes.
 const MAX_NAME: usize = 512;
@@ -16,10 +16,7 @@ pub(super) struct Tagged {
     /// The text of the state so far.
     text: String,
     key: String,
-    name: Option<String>,
-    /// The arguments so far, as JSON.
-    arguments: Option<String>,
-    is_complete: bool,
+    call: PartialCall,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,20 +31,12 @@ enum State {
 
 impl Tagged {
     pub(super) fn new(syntax: TagSyntax, tools: Arc<[ToolSignature]>) -> Self {
-        let (text, key, name, arguments) = (String::new(), String::new(), None, None);
-        Self { syntax, tools, state: State::Name, text, key, name, arguments, is_complete: false }
+        let (text, key, call) = (String::new(), String::new(), PartialCall::default());
+        Self { syntax, tools, state: State::Name, text, key, call }
     }
 
-    pub(super) fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    pub(super) fn arguments(&self) -> Option<&str> {
-        self.arguments.as_deref()
-    }
-
-    pub(super) const fn has_whole_arguments(&self) -> bool {
-        self.is_complete
+    pub(super) const fn call(&self) -> &PartialCall {
+        &self.call
     }
 
     pub(super) fn take(&mut self, c: char) -> Step {
@@ -94,8 +83,7 @@ impl Tagged {
             return Step::Broken;
         }
         let is_over = after.is_empty() && end == self.syntax.end;
-        self.name = Some(name);
-        self.arguments = Some("{".into());
+        self.call.begin(name);
         self.enter(state);
         if is_over { self.complete(Step::Complete) } else { Step::Named }
     }
@@ -139,25 +127,16 @@ impl Tagged {
             value = value.strip_prefix('\n').unwrap_or(value);
             value = value.strip_suffix('\n').unwrap_or(value);
         }
-        let tool = self.tools.iter().find(|tool| Some(tool.name.as_str()) == self.name());
+        let tool = self.tools.iter().find(|tool| Some(tool.name.as_str()) == self.call.name());
         let value = tool.map_or_else(|| literal::quoted(value), |tool| tool.to_json(&self.key, value));
-        let arguments = self.arguments.get_or_insert_with(|| "{".into());
-        if arguments.len() > 1 {
-            arguments.push_str(", ");
-        }
-        arguments.push_str(&literal::quoted(&self.key));
-        arguments.push_str(": ");
-        arguments.push_str(&value);
+        self.call.add_argument(&self.key, &value);
         self.enter(State::Between);
         Step::More
     }
 
     /// Ends the arguments, which are whole between two tags.
     fn complete(&mut self, step: Step) -> Step {
-        if let Some(arguments) = self.arguments.as_mut().filter(|_| !self.is_complete) {
-            arguments.push('}');
-            self.is_complete = true;
-        }
+        self.call.end_arguments();
         step
     }
 }

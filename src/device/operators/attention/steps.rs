@@ -7,19 +7,19 @@
 
 use super::super::simd_f32::{LANES, SimdF32, exp, tanh};
 
-/// Rows of numbers.
+/// A matrix of float32; `stride` is the distance between rows.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
     pub(super) numbers: &'a [f32],
     pub(super) stride: usize,
 }
 
-/// Numbers of a head that a lane of a row's sum is apart from the next.
+/// Each score is the sum of this many partial sums: lane `i` adds the products of elements `i`, `i + 4`, `i + 8` and so on.
 pub(super) const FOUR: usize = 4;
 
 /// Scores of `4 · N` rows, `queries` being `[dim / 4][N][16]`: row `i` in quarter `i / N` of register `i % N`.
 ///
-/// A score is four sums, of every fourth product, added up at the end: in the same order for any number of rows.
+/// A score is four partial sums (see [`FOUR`]), added up at the end, in the same order for any number of rows.
 ///
 /// # Safety
 /// As of [`SimdF32`].
@@ -45,7 +45,7 @@ pub(super) unsafe fn scores<V: SimdF32, const N: usize>(
     }
 }
 
-/// Those of `P` positions from `at` on; `P`.
+/// Computes the scores of `P` positions from `at` on, and returns `P`.
 #[inline(always)]
 unsafe fn some_scores<V: SimdF32, const N: usize, const P: usize>(
     queries: &[f32],
@@ -102,7 +102,7 @@ pub(super) unsafe fn scores_of_one<V: SimdF32>(
     }
 }
 
-/// Those of four times `G` positions from `at` on; how many these are.
+/// Computes the scores of `4 · G` positions from `at` on, and returns their number.
 #[inline(always)]
 unsafe fn some_of_one<V: SimdF32, const G: usize>(
     queries: &[f32],
@@ -236,15 +236,15 @@ pub(super) struct Sums<'a> {
 }
 
 impl Sums<'_> {
-    /// Back to no positions at all.
+    /// Resets to zero positions.
     pub(super) fn clear(&mut self) {
         self.sums.fill(0.0);
         self.totals.fill(0.0);
-        // Not infinity: the difference of two of them is not a number.
+        // Not negative infinity, because the difference of two infinities is NaN.
         self.tops.fill(f32::MIN);
     }
 
-    /// Those of the tile of rows that starts with `first`.
+    /// The sums of the tile of rows that starts at row `first`.
     pub(super) fn tile(&mut self, first: usize, rows: usize, padded: usize) -> State<'_> {
         State {
             sums: &mut self.sums[first * padded..][..rows * padded],

@@ -59,7 +59,7 @@ pub(super) fn attribute_of(item: &Value, path: &Value, default: Option<&Value>) 
     Ok(value)
 }
 
-/// An attribute, and never an item: of what templates have, only objects and methods.
+/// Jinja2's filter `attr`: an attribute or a method of a value, never an item of a dictionary.
 fn attr(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     let arguments = Arguments::bind("attr", &["obj", "name"], 2, given)?;
     let (value, name) = (arguments.value(0), arguments.required_text(1)?);
@@ -87,7 +87,7 @@ fn default(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Jinja2 treats false values as empty, so none has no items here.
+/// The items of a value. As in Jinja2, a false value (`none`, `false`, `0`) has no items and is not an error.
 fn items_if_true(value: &Value) -> Result<Vec<Value>, Error> {
     if value.is_true() { items_of(value) } else { Ok(Vec::new()) }
 }
@@ -103,7 +103,7 @@ fn map(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
         return Ok(Generator::value(mapped.collect::<Result<_, Error>>()?));
     }
     let name = rest[0].as_str().ok_or_else(|| refuse("map: the name of a filter is a string"))?.to_owned();
-    // Named arguments come last, and minijinja has them as one value.
+    // minijinja passes all named arguments as one last value, which goes to the filter as it is.
     let others = &given[2..];
     let mapped = items.into_iter().map(|item| {
         let arguments: Vec<Value> = std::iter::once(item).chain(others.iter().cloned()).collect();
@@ -112,10 +112,12 @@ fn map(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
     Ok(Generator::value(mapped.collect::<Result<_, Error>>()?))
 }
 
-/// The condition under which items are kept.
+/// Which of the four filters it is.
 #[derive(Clone, Copy)]
 struct Choice {
+    /// Test an attribute of each item instead of the item.
     by_attribute: bool,
+    /// Keep the items for which the test is true, or those for which it is false.
     keep: bool,
 }
 
@@ -129,14 +131,15 @@ fn choose(state: &mut State<'_, '_>, given: &[Value], choice: Choice) -> Result<
     let mut kept = Vec::new();
     for item in items_if_true(value)? {
         state.consume_fuel(1)?;
-        let looked_at = attribute.map_or_else(|| Ok(item.clone()), |name| attribute_of(&item, name, None))?;
-        if test(state, looked_at, rest)? == choice.keep {
+        let tested = attribute.map_or_else(|| Ok(item.clone()), |name| attribute_of(&item, name, None))?;
+        if test(state, tested, rest)? == choice.keep {
             kept.push(item);
         }
     }
     Ok(Generator::value(kept))
 }
 
+/// The result of a test for a value. `test` is the test's name and its arguments; without a name, the value itself is the result.
 fn test(state: &mut State<'_, '_>, value: Value, test: &[Value]) -> Result<bool, Error> {
     let [name, rest @ ..] = test else { return Ok(value.is_true()) };
     let name =

@@ -2,7 +2,7 @@
 //!
 //! minijinja reads nearly the same language; the differences are rewritten before it compiles a template. Operators with more
 //! meanings in Python (`'%s' % x`) become calls of the functions in `operators`; tuples without parentheses get parentheses; a
-//! macro that reads `kwargs` or `varargs` collects them; `generation` marks become a scope. Line numbers do not change, so that
+//! macro that reads `kwargs` or `varargs` collects them; `generation` blocks (transformers' extension) become a scope. Line numbers do not change, so that
 //! errors name the template's lines. A tag that is not valid Jinja2 is passed through, and minijinja reports the error; one that
 //! is too deep for its recursive parser is rejected here.
 
@@ -63,12 +63,12 @@ fn find_tag(source: &str) -> Option<usize> {
 
 /// A part of a template that begins with a brace.
 enum Found<'a> {
-    /// A comment, or text between `raw` marks.
+    /// A comment or a `raw` block.
     Verbatim(&'a str),
     Tag(Tag<'a>),
 }
 
-/// The tag or comment at the beginning of a text, and the rest.
+/// The tag or comment at the beginning of `source`, and the rest; `None` if it is not valid.
 fn read(source: &str) -> Option<(Found<'_>, &str)> {
     let verbatim = if source.starts_with("{#") { comment(source) } else { raw(source) };
     if let Some(length) = verbatim {
@@ -81,11 +81,12 @@ fn read(source: &str) -> Option<(Found<'_>, &str)> {
     Some((Found::Tag(tag), after))
 }
 
+/// The length of a comment.
 fn comment(source: &str) -> Option<usize> {
     Some(source.find("#}").map_or(source.len(), |end| end + 2))
 }
 
-/// The length of a `raw` block.
+/// The length of a `raw` block; `None` if another tag begins here.
 fn raw(source: &str) -> Option<usize> {
     let name = |tag: &str| {
         let inside = tag.strip_prefix("{%")?.split_once("%}")?;
@@ -108,7 +109,7 @@ fn raw(source: &str) -> Option<usize> {
     Some(source.len())
 }
 
-/// A tag in minijinja's syntax, on as many lines.
+/// Rewrites a tag in minijinja's syntax. Line feeds at its end keep the number of lines.
 fn rewrite(tag: &Tag<'_>, macros: &mut Macros, place: usize) -> Result<String, &'static str> {
     let mut parser = Parser::new(&tag.tokens);
     let body = match tag.end {
