@@ -2,10 +2,14 @@
 
     schema_check.py generate COUNT SEED                 one schema a line
     schema_check.py ask URL SCHEMAS MAX_TOKENS          asks for an answer to each line of the file SCHEMAS
+    schema_check.py formats TEMPLATES MODEL MODELS      a copy of MODEL in MODELS for each tool format of the file TEMPLATES
+    schema_check.py tools URL SCHEMAS MAX_TOKENS        asks each of those models for calls by the lines of SCHEMAS, in turn
 """
 
 import collections
 import json
+import os
+import pathlib
 import random
 import re
 import sys
@@ -136,21 +140,31 @@ class Maker:
         return {"$ref": f"#/$defs/{name}"}
 
 
-def answer(url: str, schema: dict, place: int, most: int) -> tuple[str, str]:
-    """What became of the request, and the answer or the error's message."""
-    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
-    body = {
-        "messages": [{"role": "user", "content": "Translate to Tamil: Thank you very much."}],
-        "response_format": form, "temperature": place % 2, "seed": place, "max_tokens": most,
-    }
+def post(url: str, body: dict) -> dict:
+    """The answer, or the error's status and message as `error`."""
     request = urllib.request.Request(url + "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request) as response:
-            choice = json.load(response)["choices"][0]
-            return choice["finish_reason"], choice["message"]["content"]
+            return json.load(response)
     except urllib.error.HTTPError as error:
-        said = json.load(error)["error"]
-        return f"{error.code} {said['code']}", said["message"]
+        return {"error": {**json.load(error)["error"], "status": error.code}}
+
+
+def validator(schema: dict) -> jsonschema.Draft202012Validator:
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+
+
+def answer(url: str, schema: dict, place: int, most: int) -> tuple[str, str]:
+    """What became of the request, and the answer or the error's message."""
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    said = post(url, {
+        "messages": [{"role": "user", "content": "Translate to Tamil: Thank you very much."}],
+        "response_format": form, "temperature": place % 2, "seed": place, "max_tokens": most,
+    })
+    if "error" in said:
+        return f"{said['error']['status']} {said['error']['code']}", said["error"]["message"]
+    return said["choices"][0]["finish_reason"], said["choices"][0]["message"]["content"]
 
 
 def generate(count: int, seed: int) -> None:
@@ -163,13 +177,12 @@ def ask(url: str, path: str, most: int) -> None:
     with open(path, encoding="utf-8") as lines:
         schemas = [json.loads(line) for line in lines]
     for place, schema in enumerate(schemas):
-        jsonschema.Draft202012Validator.check_schema(schema)
+        checked = validator(schema)
         end, text = answer(url, schema, place, most)
         ends[end] += 1
         if end == "stop":
-            validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
             try:
-                validator.validate(json.loads(text))
+                checked.validate(json.loads(text))
             except (ValueError, jsonschema.ValidationError) as error:
                 wrong.append((place, schema, text, str(error).splitlines()[0]))
         elif end == "400 invalid_constraint":
@@ -185,8 +198,89 @@ def ask(url: str, path: str, most: int) -> None:
     sys.exit(bool(wrong) or ends["stop"] < len(schemas) / 2)
 
 
+def formats(templates: str, model: str, models: str) -> None:
+    """Copies of a model that differ in their chat templates, and so in the form in which they write calls."""
+    for part in pathlib.Path(templates).read_text(encoding="utf-8").split("### ")[1:]:
+        name, _, body = part.partition("\n")
+        folder = pathlib.Path(models, name.strip())
+        folder.mkdir(parents=True)
+        for file in pathlib.Path(model).iterdir():
+            if file.name != "chat_template.jinja":
+                os.link(file, folder / file.name)
+        turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        text = turns + "{% if messages | length > 1 %}" + body.strip() + "{% else %}assistant: {% endif %}"
+        (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+
+
+def call_problem(said: dict, tools: dict, is_named: bool) -> str | None:
+    """What is wrong with an answer that had to be calls of these tools."""
+    choice = said["choices"][0]
+    calls = choice["message"].get("tool_calls") or []
+    if choice["finish_reason"] == "length":
+        return None
+    if choice["finish_reason"] != ("stop" if is_named else "tool_calls") and choice["finish_reason"] != "tool_calls":
+        return f"finish_reason {choice['finish_reason']}"
+    if not calls or (is_named and len(calls) != 1):
+        return f"{len(calls)} calls"
+    if choice["message"].get("content"):
+        return f"content {choice['message']['content']!r}"
+    for call in calls:
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        if name not in tools or (is_named and name != "first"):
+            return f"call of {name}"
+        try:
+            tools[name].validate(json.loads(arguments))
+        except (ValueError, jsonschema.ValidationError) as error:
+            return f"{arguments}: {str(error).splitlines()[0]}"
+    return None
+
+
+def ask_tools(url: str, path: str, most: int) -> None:
+    """Each schema is the parameters of a tool; half of the requests name it, half only require a call."""
+    with urllib.request.urlopen(url + "/v1/models") as response:
+        # The model that was copied has no template with tools; a tool with a large schema is too long for its preamble.
+        models = sorted(model["id"] for model in json.load(response)["data"] if model["id"] != "demo")
+    with open(path, encoding="utf-8") as lines:
+        schemas = [json.loads(line) for line in lines]
+    rows, refusals, wrong = {model: collections.Counter() for model in models}, collections.Counter(), 0
+    other = {"type": "object", "properties": {"city": {"enum": ["Pune", "Kochi"]}}, "required": ["city"], "additionalProperties": False}
+    for place, schema in enumerate(schemas):
+        model = models[place % len(models)]
+        is_named = place // len(models) % 2 == 0
+        tools = {"first": validator(schema), "other": validator(other)}
+        said = post(url, {
+            "model": model, "messages": [{"role": "user", "content": "Translate to Tamil: Thank you."}],
+            "tools": [{"type": "function", "function": {"name": name, "parameters": checked.schema}} for name, checked in tools.items()],
+            "tool_choice": {"type": "function", "function": {"name": "first"}} if is_named else "required",
+            "temperature": place % 3 / 2, "seed": place, "max_tokens": most,
+        })
+        if "error" in said:
+            is_refusal = said["error"]["code"] == "invalid_constraint"
+            refusals[said["error"]["message"].split(" at ")[0][:90]] += is_refusal
+            problem = None if is_refusal else said["error"]["message"]
+            outcome = "refused" if is_refusal else "wrong"
+        else:
+            problem = call_problem(said, tools, is_named)
+            outcome = "wrong" if problem else "cut" if said["choices"][0]["finish_reason"] == "length" else "valid"
+        rows[model][outcome] += 1
+        if problem:
+            wrong += 1
+            print(f"WRONG  {model}, schema {place}: {problem}\n  {json.dumps(schema, ensure_ascii=False)}")
+    print(f"{'format':<20} valid   cut  refused  wrong")
+    for model, row in rows.items():
+        print(f"{model:<20} {row['valid']:>5} {row['cut']:>5} {row['refused']:>8} {row['wrong']:>6}")
+    for what, times in (+refusals).most_common():
+        print(f"  refused {times} times: {what}")
+    total = sum(rows.values(), collections.Counter())
+    print(f"{len(schemas)} schemas: {total['valid']} valid, {total['cut']} cut, {total['refused']} refused, {wrong} wrong")
+    sys.exit(bool(wrong) or any(not row["valid"] for row in rows.values()))
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "generate":
-        generate(int(sys.argv[2]), int(sys.argv[3]))
+    command, *given = sys.argv[1:]
+    if command == "generate":
+        generate(int(given[0]), int(given[1]))
+    elif command == "formats":
+        formats(*given)
     else:
-        ask(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        (ask_tools if command == "tools" else ask)(given[0], given[1], int(given[2]))

@@ -62,13 +62,11 @@ OF_ROLES = [
     ("gateway", "subscribe", ">", "a gateway that reads everything"),
 ]
 
-# Refused as well where each gateway and node has its own nkey (accounts.conf).
+# Refused as well where each node has its own nkey (accounts.conf).
 OF_NAMES = [
     ("node", "subscribe", "_INBOX.node-2.>", "a node that reads the prompts of another"),
     ("node", "subscribe", "_INBOX.>", "a node that reads all prompts"),
     ("node", "subscribe", "eka.1.node.node-2.ctl", "a node that takes the commands of another"),
-    ("gateway", "subscribe", "eka.1.gw.gateway-2.claim", "a gateway that grants the jobs of another"),
-    ("gateway", "subscribe", "_INBOX.node-1.>", "a gateway that reads the jobs of another"),
 ]
 
 
