@@ -123,7 +123,7 @@ async fn a_request_that_loses_too_many_nodes_fails() {
     });
     let answer = answer.unwrap();
     let (status, answer) = (answer.status(), answer.json::<Value>().await.unwrap());
-    assert_eq!((status.as_u16(), &answer["error"]["code"]), (500, &json!("worker_lost")), "{answer}");
+    assert_eq!((status.as_u16(), &answer["error"]["code"]), (502, &json!("worker_lost")), "{answer}");
 }
 
 #[tokio::test]

@@ -7,9 +7,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared,
     log::EventLog,
     runs::{JobKey, Run},
+    shared::Shared,
 };
 use crate::{
     cluster::{
