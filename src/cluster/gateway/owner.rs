@@ -28,6 +28,13 @@ use crate::{
 /// Pause before a ticket is published again that the broker did not take. The client's deadline ends the attempts.
 const PUBLISH_AGAIN: Duration = Duration::from_millis(200);
 
+/// A resumed job that no node has claimed after this time gets another ticket: the first may be with a node that hangs, which had
+/// asked for one before, and would come back only after `ack_wait`. A duplicate is harmless.
+const UNCLAIMED: Duration = Duration::from_millis(200);
+
+/// Tickets of one class for a resumed job.
+const MAX_TICKETS: u32 = 3;
+
 /// Owns a group of jobs.
 #[derive(Debug)]
 pub(super) struct Owner {
@@ -59,6 +66,7 @@ impl Owner {
         let ticket = self.next_ticket();
         let mut publishing = Box::pin(publish(&shared, &accepted, (class, ticket)));
         let mut is_published = false;
+        let last = ticket + if class == Class::Resumed { MAX_TICKETS - 1 } else { 0 };
         loop {
             let mail = tokio::select! {
                 number = &mut publishing, if !is_published => {
@@ -67,6 +75,12 @@ impl Owner {
                     continue;
                 }
                 mail = self.mailbox.recv() => mail?,
+                () = sleep(UNCLAIMED), if is_published && self.tickets < last => {
+                    let ticket = self.next_ticket();
+                    publishing = Box::pin(publish(&shared, &accepted, (class, ticket)));
+                    is_published = false;
+                    continue;
+                }
             };
             match mail {
                 Mail::Claim(ClaimRequest::Claim { node, .. }, message) => {
