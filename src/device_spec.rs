@@ -1,4 +1,4 @@
-//! Choices that settings, exports and workers share: device, verification, cache and weight format.
+//! Choices that settings, exports and workers share: device, verification, cache and weight format, pooling of embeddings.
 
 use std::{fmt, str::FromStr};
 
@@ -331,6 +331,17 @@ impl FromStr for Devices {
         }
         Ok(Self(choices))
     }
+}
+
+/// How the hidden states of a text's tokens become one embedding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// That of the last token, which has seen all others.
+    #[default]
+    Last,
+    /// The mean of all.
+    Mean,
 }
 
 #[cfg(test)]

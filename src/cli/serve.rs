@@ -106,12 +106,13 @@ async fn serve(
     let sandbox = sandbox::of_this_program(&metrics)?;
     let collector = collector(config, &metrics)?;
     let inject = |workers| args.with_faults(workers);
-    let backend = Backend::start(role, config, (&metrics, &sandbox), &inject).await?;
-    let listener = listener::listen(config)?;
+    let mut backend = Backend::start(role, config, (&metrics, &sandbox), &inject).await?;
+    backend.models = backend.models.with_aliases(&config.models.aliases.0).with_exit(Exit::Usage)?;
+    let listeners = listener::listen(config)?;
     tokio::spawn(publish_memory(Arc::clone(&metrics)));
     let scheme = if live.tls.is_some() { "https" } else { "http" };
     let readiness = backend.readiness.clone();
-    announce(args, &backend.models, &format!("{scheme}://{}", listener.local_addr()?), &readiness)?;
+    announce(args, &backend.models, &format!("{scheme}://{}", listeners.address), &readiness)?;
     let drain = CancellationToken::new();
     let settings = http_settings(config, backend.workers);
     let Backend { models, executor, beside, on_shutdown, finish, .. } = backend;
@@ -145,7 +146,8 @@ async fn serve(
             finish.await;
         },
     };
-    let served = http::serve(listener, state, life).await;
+    let served = http::serve(listeners.all, state, life).await;
+    drop(listeners.files);
     if let Some(collector) = collector {
         collector.finish(LAST_SPANS.min(config.server.grace_ms.into()));
     }

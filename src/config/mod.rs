@@ -43,8 +43,8 @@ pub use self::{
         Server, Tls, Trace, Watchdog,
     },
     types::{
-        AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, LogFormat, Origins, QueueStorage, Secret,
-        UnknownFields, UnknownValue,
+        Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddress, ListenAddresses,
+        LogFormat, Origins, QueueStorage, Secret, UnknownFields, UnknownValue,
     },
     user_dirs::{USER_STATE, UserDir},
 };

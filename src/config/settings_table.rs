@@ -13,14 +13,14 @@ use super::{
     defaults::{default_cache_dir, default_model_id, default_prompt_dir},
     setting::{Flag, Setting},
     types::{
-        AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, LogFormat, Origins, QueueStorage, Secret,
-        UnknownFields,
+        Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses, LogFormat, Origins,
+        QueueStorage, Secret, UnknownFields,
     },
     validate::Validator,
     value::SettingValue,
 };
 use crate::{
-    device_spec::{BlockSize, CacheChoice, Devices, Verify, WeightFormat},
+    device_spec::{BlockSize, CacheChoice, Devices, Pooling, Verify, WeightFormat},
     trim_policy::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -36,6 +36,11 @@ settings! {
             flag "bind" "ADDRESS";
         /// Port to listen on; 0 picks a free port
         port: u16 = 8110, in 0..=65_535, flag "port" "PORT";
+        /// Further addresses to listen on, separated by commas: `unix:PATH` for a Unix socket, or an IP address with a port. A Unix
+        /// socket has no TLS, and its clients count as local
+        listen: ListenAddresses, unset "only server.bind and server.port",
+            expect "addresses separated by commas, such as unix:/run/eka.sock or 192.168.1.5:8110",
+            flag "listen" "ADDRESSES";
         /// Time that running requests have to finish after a stop signal
         grace_ms: Millis = 30_000, in 0..=WEEK_MS;
         /// Interval of keep-alive comments on a stream that has nothing to send
@@ -54,6 +59,11 @@ settings! {
         /// Handling of unknown fields in requests: `refuse` answers 400 and names the field, `warn` ignores the field and
         /// names it in the header `x-eka-ignored-fields`
         unknown_fields: UnknownFields = "refuse", expect "refuse or warn";
+        /// Memory for responses that `/v1/responses` stores for `previous_response_id`, the oldest of which make room for new
+        /// ones; 0 stores none. With more, responses are stored unless a request has `"store": false`
+        stored_responses_bytes: Bytes = 0, in 0..=1 << 40;
+        /// Time after which a stored response is removed
+        stored_responses_ttl_ms: Millis = 3_600_000, in 1000..=WEEK_MS;
     }
 
     /// API keys
@@ -114,6 +124,8 @@ settings! {
 
     /// Further models
     models: Models {
+        /// Further names of models in requests, separated by commas, such as `gpt-4o=demo`
+        aliases: Aliases, unset "no further names", expect "ALIAS=MODEL, separated by commas, such as gpt-4o=demo";
         /// Directory whose subdirectories are served as well, loaded on demand
         dir: Option<PathBuf>, unset "only the model of model.path", expect "a directory of models",
             flag "models" "DIR";
@@ -177,6 +189,8 @@ settings! {
         /// Longest answer of a request that does not set a limit, in tokens; `context` is what the prompt leaves of the context
         default_max_new_tokens: AnswerLimit = "context", in 1..=1 << 24,
             expect "context, or a number of tokens from 1 to 16777216";
+        /// Embedding of a text: `last`, the hidden state of its last token, or `mean`, the mean of all; requests may choose
+        pooling: Pooling = "last", expect "last or mean", flag "pooling" "POOLING";
         /// Sampling parameters of requests that send none: `model` takes those of the model's `generation_config.json`
         /// (`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty`, `do_sample`), `eka` ignores that file
         sampling_defaults: DefaultsFrom = "model", expect "model or eka", flag "sampling-defaults" "SOURCE";

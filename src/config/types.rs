@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     ops::Deref,
     path::{Path, PathBuf},
     str::FromStr,
@@ -172,6 +173,58 @@ impl FromStr for Origins {
 
     fn from_str(text: &str) -> Result<Self, UnknownValue> {
         Ok(list(text, is_origin)?.map_or(Self::Any, Self::List))
+    }
+}
+
+/// Further names of models, each with the model's id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Aliases(pub Vec<(String, String)>);
+
+impl FromStr for Aliases {
+    type Err = UnknownValue;
+
+    fn from_str(text: &str) -> Result<Self, UnknownValue> {
+        let pair = |item: &str| {
+            let (alias, model) = item.split_once('=').ok_or(UnknownValue)?;
+            let is_name = |name: &str| !name.is_empty() && !name.contains(char::is_whitespace);
+            let (alias, model) = (alias.trim(), model.trim());
+            (is_name(alias) && is_name(model))
+                .then(|| (alias.to_owned(), model.to_owned()))
+                .ok_or(UnknownValue)
+        };
+        text.split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+            .map(pair)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+/// An address that the server listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// An IP address with a port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// Further addresses that the server listens on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenAddresses(pub Vec<ListenAddress>);
+
+impl FromStr for ListenAddresses {
+    type Err = UnknownValue;
+
+    fn from_str(text: &str) -> Result<Self, UnknownValue> {
+        let address = |item: &str| match item.strip_prefix("unix:") {
+            Some("") => Err(UnknownValue),
+            Some(path) => Ok(ListenAddress::Unix(path.into())),
+            None => item.parse().map(ListenAddress::Tcp).map_err(|_| UnknownValue),
+        };
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(address).collect::<Result<_, _>>().map(Self)
     }
 }
 

@@ -13,12 +13,12 @@ use config::ValueKind;
 use super::{
     setting::Kind,
     types::{
-        AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, LogFormat, Origins, QueueStorage, Secret,
-        UnknownFields,
+        Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses, LogFormat, Origins,
+        QueueStorage, Secret, UnknownFields,
     },
 };
 use crate::{
-    device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Verify, WeightFormat},
+    device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Pooling, Verify, WeightFormat},
     trim_policy::{TrimPolicy, TrimPolicyError},
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -134,7 +134,7 @@ macro_rules! words {
     )+};
 }
 
-words! { DefaultsFrom DrainMode LogFormat QueueStorage UnknownFields WeightFormat }
+words! { DefaultsFrom DrainMode LogFormat Pooling QueueStorage UnknownFields WeightFormat }
 
 /// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {
@@ -162,6 +162,8 @@ text! {
     CacheChoice;
     Hosts = Self::default();
     Origins = Self::default();
+    Aliases = Self::default();
+    ListenAddresses = Self::default();
 }
 
 impl SettingValue for Devices {

@@ -24,6 +24,7 @@ mod error;
 pub mod fuzzing;
 mod grammar;
 mod guide;
+mod raw_text;
 mod schema;
 mod schema_walk;
 #[cfg(test)]
@@ -35,5 +36,5 @@ pub use self::{
     error::ConstraintError,
     grammar::{check, check_size},
     guide::{Allowed, Choice, Guide, Guides},
-    schema::embedded,
+    raw_text::SCHEMA_SYNTAX,
 };

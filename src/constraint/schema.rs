@@ -30,7 +30,7 @@ pub(super) fn prepare(schema: &str) -> Result<Value, ConstraintError> {
 
 /// A schema for use in a grammar after `%json`, with the same options as a schema that is the whole constraint.
 #[must_use]
-pub fn embedded(mut schema: Value) -> Value {
+pub(super) fn embedded(mut schema: Value) -> Value {
     tighten(&mut schema);
     if let Value::Object(object) = &mut schema {
         object.insert(OPTIONS.into(), json!({ "whitespace_pattern": WHITE_SPACE }));
@@ -51,14 +51,20 @@ fn tighten(schema: &mut Value) {
     each_inner(schema, &mut tighten);
     let Value::Object(object) = schema else { return };
     bounds::tighten(object);
-    let pattern = match object.get("format").and_then(Value::as_str) {
-        Some("date") => format!("^{DATE}$"),
-        Some("time") => format!("^{TIME}$"),
-        Some("date-time") => format!("^{DATE}T{TIME}$"),
-        _ => return,
-    };
+    let format = object.get("format").and_then(Value::as_str);
+    let Some(pattern) = format.and_then(time_pattern) else { return };
     if let Value::Array(all) = object.entry("allOf").or_insert_with(|| json!([])) {
         all.push(json!({ "pattern": pattern }));
+    }
+}
+
+/// The `pattern` of a `format` of dates and times.
+pub(super) fn time_pattern(format: &str) -> Option<String> {
+    match format {
+        "date" => Some(format!("^{DATE}$")),
+        "time" => Some(format!("^{TIME}$")),
+        "date-time" => Some(format!("^{DATE}T{TIME}$")),
+        _ => None,
     }
 }
 

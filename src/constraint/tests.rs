@@ -415,15 +415,21 @@ mod refused {
 #[test]
 fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
     let parameters = json!({
-        "type": "object", "properties": { "a": { "$ref": "#/$defs/few" }, "b": { "type": "string", "maxLength": 3 } },
-        "required": ["a", "b"], "additionalProperties": false, "$defs": { "few": { "enum": [1, 2] } },
+        "type": "object",
+        "properties": {
+            "a": { "$ref": "#/$defs/few" }, "b": { "type": "string", "maxLength": 3 },
+            "c d": { "type": "string", "pattern": "^(yes|no)$" }, "🙂": { "anyOf": [{ "const": "x" }, { "type": "null" }] },
+            "e": { "type": "string", "format": "date" }, "f": { "$ref": "#/$defs/short" },
+        },
+        "required": ["a", "b", "c d", "🙂", "e", "f"], "additionalProperties": false,
+        "$defs": { "few": { "enum": [1, 2] }, "short": { "type": "string", "maxLength": 2 } },
     });
     let templates = include_str!("../../tests/fixtures/templates/tool_formats.jinja").split("### ").skip(1);
     for template in templates {
         let format = ToolSupport::of(template).format();
         for (required, single) in [(true, true), (true, false), (false, true), (false, false)] {
             let tools = ["x", "y"].map(|name| (name, &parameters));
-            let grammar = format.grammar(Calls { required, single }, tools.into_iter(), embedded);
+            let grammar = format.grammar(Calls { required, single }, tools.into_iter(), SCHEMA_SYNTAX);
             let grammar = Constraint::Lark(grammar);
             check(&grammar).unwrap_or_else(|e| panic!("{e}: {grammar:?}"));
             for (model, seed) in [Random::demo(), Random::pieces()].iter().zip(0..) {
@@ -445,6 +451,10 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
                     let arguments: Value = serde_json::from_str(&call.arguments).unwrap();
                     assert!([1, 2].contains(&arguments["a"].as_u64().unwrap()), "{text}");
                     assert!(arguments["b"].as_str().unwrap().chars().count() <= 3, "{text}");
+                    assert!(["yes", "no"].contains(&arguments["c d"].as_str().unwrap()), "{text}");
+                    assert!([json!("x"), json!(null)].contains(&arguments["🙂"]), "{text}");
+                    assert_eq!(arguments["e"].as_str().unwrap().len(), "2024-02-29".len(), "{text}");
+                    assert!(arguments["f"].as_str().unwrap().chars().count() <= 2, "{text}");
                 }
             }
         }
@@ -457,7 +467,7 @@ fn a_call_may_follow_text_and_then_has_its_form() {
     let format = ToolSupport::of("{{ tools }}<tool_call>").format();
     let schema = json!({ "type": "object", "properties": {}, "additionalProperties": false });
     let calls = Calls { required: false, single: false };
-    let grammar = Constraint::Lark(format.grammar(calls, [("x", &schema)].into_iter(), embedded));
+    let grammar = Constraint::Lark(format.grammar(calls, [("x", &schema)].into_iter(), SCHEMA_SYNTAX));
     let demo = Random::demo();
     let lead = demo.vocabulary.tokenize("Let me <look> <tool_call".as_bytes()).unwrap();
     let call = demo.vocabulary.tokenize(">\n{\"name\": \"x\"".as_bytes()).unwrap();

@@ -1,7 +1,7 @@
 //! The interface between the generation loop and a model.
 
 use super::error::EngineError;
-use crate::job::CacheSalt;
+use crate::job::{CacheSalt, Failure};
 
 /// A model that can be fed tokens: a [`Timeline`](super::Timeline), or a script in a test.
 pub trait Forward {
@@ -47,6 +47,16 @@ pub trait Forward {
     /// As [`forward`](Self::forward).
     fn forward_scored(&mut self, tokens: &[u32]) -> Result<&mut [f32], EngineError> {
         self.forward_rows(tokens, tokens.len())
+    }
+
+    /// Appends `tokens` and returns the hidden states of the last `rows` of them, `[rows, hidden]`: of the last one alone, or of all,
+    /// which are then at most [`scored_chunk`](Self::scored_chunk). A sequence is fed with the same number each time.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Failure::NoEmbeddings`] from a model that gives none.
+    fn forward_hidden(&mut self, tokens: &[u32], rows: usize) -> Result<&[f32], EngineError> {
+        let _ = (tokens, rows);
+        Err(EngineError::Job(Failure::NoEmbeddings))
     }
 
     /// Maximum number of tokens of one [`forward_scored`](Self::forward_scored).

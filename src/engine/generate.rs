@@ -6,26 +6,17 @@ use std::{
 };
 
 use super::{
+    embedding::embed,
     error::EngineError,
     forward::Forward,
     sequence::{Sequence, check},
     speculation::{Draft, DraftLimits, DraftSource, Drafter, Speculation},
+    summary::GenerationSummary,
 };
 use crate::{
     constraint::Guide,
-    job::{DraftCounts, EndReason, Job, Step, Timings, Usage},
+    job::{DraftCounts, EndReason, Job, Step, Timings},
 };
-
-/// How a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GenerationSummary {
-    /// Why the generation ended.
-    pub reason: EndReason,
-    /// Token counts.
-    pub usage: Usage,
-    /// Times.
-    pub timings: Timings,
-}
 
 /// Runs `job` and passes each step to `emit`, until the job ends or `emit` breaks. Reuses the cache of an earlier sequence with
 /// the same beginning. For a job with `save` only the prompt is read. `guide` enforces the job's constraint; `speculation` keeps
@@ -40,6 +31,9 @@ pub fn generate<D: Forward>(
     speculation: &mut Speculation<D>,
     mut emit: impl FnMut(Step) -> ControlFlow<()>,
 ) -> Result<GenerationSummary, EngineError> {
+    if let Some(pooling) = job.embedding {
+        return embed(model, job, pooling, emit);
+    }
     check(model, job).map_err(EngineError::Job)?;
     let (rows, vocabulary) = (model.rows(), model.vocabulary());
     let bounds = DraftLimits {
@@ -255,7 +249,7 @@ impl<'a, D: Forward> Run<'a, D> {
 mod tests {
     use super::*;
     use crate::{
-        job::{Failure, JobId, LogprobOptions, Sampling},
+        job::{Failure, JobId, LogprobOptions, Sampling, Usage},
         units::Tokens,
     };
 

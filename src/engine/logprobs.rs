@@ -32,7 +32,14 @@ impl LogprobScorer {
     /// Log-probability of `token` at `position`, and of the most probable tokens.
     pub(super) fn score(&mut self, token: u32, position: usize) -> TokenLogprobs {
         let top = self.most_probable().into_iter().map(|id| (id, self.logprob(id))).collect();
-        TokenLogprobs { position, token, logprob: self.logprob(token), top }
+        TokenLogprobs { position, token, logprob: self.logprob(token), rank: self.rank(token), top }
+    }
+
+    /// The token's place in the order of probability; tokens of equal probability come in the order of their ids.
+    fn rank(&self, token: u32) -> usize {
+        let Some(own) = self.logits.get(token as usize).copied() else { return self.logits.len() + 1 };
+        let precedes = |(id, logit): (u32, &f32)| *logit > own || (*logit == own && id < token);
+        1 + (0_u32..).zip(&self.logits).filter(|one| precedes(*one)).count()
     }
 
     fn logprob(&self, token: u32) -> f32 {
@@ -78,8 +85,8 @@ mod tests {
     #[test]
     fn log_probabilities_are_those_of_a_softmax() {
         let logits = [0.5_f32.ln() + 70.0, 0.3_f32.ln() + 70.0, 0.2_f32.ln() + 70.0];
-        let TokenLogprobs { position, token, logprob, top } = score(&logits, 2, 2);
-        assert_eq!((position, token), (3, 2));
+        let TokenLogprobs { position, token, logprob, rank, top } = score(&logits, 2, 2);
+        assert_eq!((position, token, rank), (3, 2, 3));
         assert!((logprob - 0.2_f32.ln()).abs() < 1e-5);
         assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [0, 1]);
         assert!((top[0].1 - 0.5_f32.ln()).abs() < 1e-5 && (top[1].1 - 0.3_f32.ln()).abs() < 1e-5);

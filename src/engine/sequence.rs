@@ -76,6 +76,13 @@ impl<'a> Sequence<'a> {
             Some(Choice::Among(allowed)) => allowed.mask(logits, &self.job.end_tokens),
             None => {}
         }
+        if self.written < self.job.min_new_tokens {
+            for end in &self.job.end_tokens {
+                if let Some(logit) = logits.get_mut(*end as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
         let picked = self.sampler.pick(logits);
         let picked = picked.ok_or(EngineError::Job(Failure::NanLogits { after: Tokens(self.read) }))?;
         self.next.push(picked);

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     device::{DeviceError, Threads},
-    job::CacheSalt,
+    job::{CacheSalt, Failure},
     model::{Cache, HostCache, Model, Pass},
     units::Bytes,
 };
@@ -511,6 +511,26 @@ impl Forward for Timeline {
         self.tokens.extend_from_slice(tokens);
         self.written = self.written.max(self.tokens.len());
         Ok(logits)
+    }
+
+    fn forward_hidden(&mut self, tokens: &[u32], rows: usize) -> Result<&[f32], EngineError> {
+        if !self.model.gives_hidden_states() {
+            return Err(EngineError::Job(Failure::NoEmbeddings));
+        }
+        self.reserve(tokens.len())?;
+        let pass = match &mut self.score {
+            Some(pass) => pass,
+            none => {
+                let rows = if rows == 1 { 1 } else { self.chunk.min(rows) };
+                let mut pass = self.model.pass_with_hidden(self.chunk, rows, self.max)?;
+                pass.attach(&self.model, &self.cache)?;
+                none.insert(pass)
+            }
+        };
+        pass.run(&mut self.model, tokens, self.tokens.len())?;
+        self.tokens.extend_from_slice(tokens);
+        self.written = self.written.max(self.tokens.len());
+        Ok(pass.hidden())
     }
 
     fn scored_chunk(&self) -> usize {

@@ -20,9 +20,9 @@ use std::{
 use super::{
     error::EngineError,
     forward::ForwardBranches,
-    generate::GenerationSummary,
     prefix_cache::common,
     sequence::{Sequence, check},
+    summary::GenerationSummary,
 };
 use crate::{
     constraint::Guide,

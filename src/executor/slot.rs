@@ -197,7 +197,7 @@ impl<'a> RunningJob<'a> {
                 self.start_time_limit();
                 self.accepted.spans.iter_mut().for_each(JobSpans::loaded);
             }
-            Event::Step(Step::Logprobs(_)) => {}
+            Event::Step(Step::Logprobs(_) | Step::Embedding(_)) => {}
             // The group handles the last event, and only the executor sends the first.
             Event::Started { .. } | Event::Done(_) | Event::Failed(_) => return,
         }

@@ -63,7 +63,7 @@ async fn read_all(ticket: &mut Ticket) -> (Vec<u32>, Event) {
     loop {
         match ticket.next().await.unwrap() {
             Event::Step(Step::Token(token)) => tokens.push(token),
-            Event::Step(Step::Logprobs(_)) => {}
+            Event::Step(Step::Logprobs(_) | Step::Embedding(_)) => {}
             last @ (Event::Done(_) | Event::Failed(_)) => return (tokens, last),
             Event::Started { .. } | Event::Loading | Event::Loaded | Event::Step(Step::Progress { .. }) => {}
         }

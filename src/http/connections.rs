@@ -51,6 +51,8 @@ struct State {
     /// When any of these last changed.
     since: Cell<Instant>,
     closing: CancellationToken,
+    /// Whether it came through a Unix socket.
+    is_local_socket: Cell<bool>,
 }
 
 impl State {
@@ -61,6 +63,7 @@ impl State {
             bodies: Cell::default(),
             since: Cell::new(Instant::now()),
             closing: CancellationToken::new(),
+            is_local_socket: Cell::new(false),
         }
     }
 
@@ -124,6 +127,16 @@ impl ConnectionHandle {
         if state.phase.replace(phase) != phase {
             state.since.set(Instant::now());
         }
+    }
+
+    /// Marks that it came through a Unix socket.
+    pub(crate) fn set_local_socket(&self) {
+        self.0.state.is_local_socket.set(true);
+    }
+
+    /// Whether it came through a Unix socket, and so from this machine.
+    pub(crate) fn is_local_socket(&self) -> bool {
+        self.0.state.is_local_socket.get()
     }
 
     /// Marks that an answer is due, until the guard is dropped.

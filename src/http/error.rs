@@ -45,6 +45,8 @@ pub struct Unavailable {
 pub(crate) enum ApiError {
     #[error("the request is not HTTP: {problem}")]
     NotHttp { problem: String },
+    #[error("this is plain HTTP, but the port expects TLS; use https:// instead of http://")]
+    PlainHttp,
     #[error("the request head did not arrive within {} s", limit.as_secs())]
     HeadTooSlow { limit: Duration },
     #[error("the request head is larger than 128 KiB or has more than 96 headers; send fewer headers")]
@@ -84,6 +86,10 @@ pub(crate) enum ApiError {
     Field(#[from] FieldError),
     #[error("no saved prompt {name:?}; GET /admin/cache lists all")]
     SavedPromptNotFound { name: String },
+    #[error(
+        "no response {id:?} is stored, or no longer; responses are stored if server.stored_responses_bytes is set"
+    )]
+    ResponseNotFound { id: String },
     #[error("no model {asked:?}; available models: {served}")]
     ModelNotFound { asked: String, served: String },
     #[error("model {:?} is not available: {}", .0.id, .0.reason)]
@@ -136,6 +142,7 @@ impl ApiError {
         use StatusCode as S;
         match self {
             Self::NotHttp { .. } => (S::BAD_REQUEST, "malformed_http"),
+            Self::PlainHttp => (S::BAD_REQUEST, "tls_required"),
             Self::HeadTooSlow { .. } => (S::REQUEST_TIMEOUT, "head_too_slow"),
             Self::HeadTooLarge => (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::NotFound { .. } => (S::NOT_FOUND, "not_found"),
@@ -152,6 +159,7 @@ impl ApiError {
             Self::NotJson { .. } => (S::BAD_REQUEST, "invalid_json"),
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::SavedPromptNotFound { .. } => (S::NOT_FOUND, "saved_prompt_not_found"),
+            Self::ResponseNotFound { .. } => (S::NOT_FOUND, "response_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::ModelUnavailable(_) => (S::SERVICE_UNAVAILABLE, "model_unavailable"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
@@ -370,6 +378,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::UnknownToken { .. } => (S::BAD_REQUEST, "unknown_token"),
         Failure::Model { .. } => (S::SERVICE_UNAVAILABLE, "model_load_failed"),
         Failure::NanLogits { .. } => (S::SERVICE_UNAVAILABLE, "model_damaged"),
+        Failure::NoEmbeddings => (S::NOT_IMPLEMENTED, "embeddings_unsupported"),
         Failure::Constraint { .. } => (S::BAD_REQUEST, "constraint_failed"),
         Failure::Device { .. } => (S::INTERNAL_SERVER_ERROR, "device_error"),
         // Not a 5xx: clients retry those automatically, and the same request would need as much memory again.

@@ -17,6 +17,8 @@ pub fn request(body: &[u8]) -> bool {
             tools: ToolContext { format: ToolSupport::of(template).format(), is_marker_special: false },
             sampling: SamplingDefaults::default(),
             has_chat_template: true,
+            fill_in_middle: None,
+            stored: None,
         };
         let accepted = [
             parse::<GenerateLiteRequest>(body, &context),
@@ -28,7 +30,7 @@ pub fn request(body: &[u8]) -> bool {
     })
 }
 
-fn parse<R: GenerateRequest>(body: &[u8], context: &RequestContext) -> bool {
+fn parse<R: GenerateRequest>(body: &[u8], context: &RequestContext<'_>) -> bool {
     let Ok(fields) = Fields::parse(body) else { return false };
     R::read(fields).and_then(|request| request.resolve(context)).is_ok()
 }

@@ -58,13 +58,17 @@ mod route_info;
 mod routes;
 mod server;
 mod state;
+mod stored_responses;
 mod tls;
 
 pub(crate) use self::connections::SPARE as SPARE_CONNECTIONS;
 pub use self::{
     error::Unavailable,
-    model_registry::ModelRegistry,
-    server::serve::{Life, serve},
+    model_registry::{AliasError, ModelRegistry},
+    server::{
+        listener::Listener,
+        serve::{Life, serve},
+    },
     state::{AppState, Commands, DeviceStates, ServesModel, SetLogLevel, Settings},
     tls::{Tls, TlsError},
 };

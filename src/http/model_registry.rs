@@ -3,7 +3,7 @@
 //! A model whose files cannot be used is listed with the reason, which helps more than "no such model". Requests that name no
 //! model get the first one, even if it cannot be used: an answer from another model would be worse than an error.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::error::{ApiError, Unavailable};
 use crate::{job::ModelId, text::Text};
@@ -20,6 +20,29 @@ pub(crate) type ModelEntry = Result<Arc<Text>, Unavailable>;
 pub struct ModelRegistry {
     /// The first is the default model.
     entries: Arc<[ModelEntry]>,
+    /// Further names, with the ids that they stand for.
+    aliases: Arc<BTreeMap<String, String>>,
+}
+
+/// An alias cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AliasError {
+    /// It stands for a model that is not served.
+    #[error("models.aliases: {alias} stands for {model:?}, which is not served; served are {served}")]
+    NoModel {
+        /// The alias.
+        alias: String,
+        /// The id that it stands for.
+        model: String,
+        /// The ids of the usable models.
+        served: String,
+    },
+    /// It is the id of a model.
+    #[error("models.aliases: {alias} is the name of a model; choose another alias")]
+    IsModel {
+        /// The alias.
+        alias: String,
+    },
 }
 
 impl From<Arc<Text>> for ModelRegistry {
@@ -32,7 +55,33 @@ impl ModelRegistry {
     /// The first of `entries` is the default model; there is at least one.
     #[must_use]
     pub fn new(entries: Vec<Result<Arc<Text>, Unavailable>>) -> Self {
-        Self { entries: entries.into() }
+        Self { entries: entries.into(), aliases: Arc::default() }
+    }
+
+    /// Adds further names, each with the id of its model.
+    ///
+    /// # Errors
+    /// [`AliasError`] when a model does not exist, or has the name already.
+    pub fn with_aliases(self, aliases: &[(String, String)]) -> Result<Self, AliasError> {
+        for (alias, model) in aliases {
+            if self.named(alias).is_some() {
+                return Err(AliasError::IsModel { alias: alias.clone() });
+            }
+            if self.named(model).is_none() {
+                let (alias, model, served) = (alias.clone(), model.clone(), self.names());
+                return Err(AliasError::NoModel { alias, model, served });
+            }
+        }
+        Ok(Self { aliases: Arc::new(aliases.iter().cloned().collect()), ..self })
+    }
+
+    /// The id that a name in a request stands for; the name itself if it is unknown.
+    pub(crate) fn resolve<'a>(&'a self, name: &'a str) -> &'a str {
+        let id = |name: &'a str| {
+            let known = self.named(name).map(|_| name);
+            known.or_else(|| self.aliases.get(name).map(String::as_str))
+        };
+        id(name).or_else(|| id(name.strip_suffix(LATEST)?)).unwrap_or(name)
     }
 
     /// Every model, in the order of the settings.
@@ -44,7 +93,7 @@ impl ModelRegistry {
     pub(crate) fn entry(&self, asked: Option<&str>) -> Result<&ModelEntry, ApiError> {
         let found = match asked {
             None => self.entries.first(),
-            Some(asked) => self.named(asked).or_else(|| self.named(asked.strip_suffix(LATEST)?)),
+            Some(asked) => self.named(self.resolve(asked)),
         };
         let missing =
             || ApiError::ModelNotFound { asked: asked.unwrap_or_default().to_owned(), served: self.names() };
@@ -84,5 +133,35 @@ pub(crate) fn id(entry: &ModelEntry) -> &str {
     match entry {
         Ok(text) => &text.card().id,
         Err(unavailable) => &unavailable.id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry() -> ModelRegistry {
+        let broken = |id: &str| Err(Unavailable { id: id.into(), reason: "damaged".into() });
+        ModelRegistry::new(vec![broken("a"), broken("b")])
+    }
+
+    #[test]
+    fn a_name_is_that_of_a_model_an_alias_or_either_with_latest() {
+        let pairs = [("gpt".to_owned(), "b".to_owned())];
+        let registry = registry().with_aliases(&pairs).unwrap();
+        for (name, id) in
+            [("a", "a"), ("gpt", "b"), ("b:latest", "b"), ("gpt:latest", "b"), ("other", "other")]
+        {
+            assert_eq!(registry.resolve(name), id);
+        }
+    }
+
+    #[test]
+    fn an_alias_of_no_model_and_one_that_is_a_model_are_refused() {
+        let refused = |alias: &str, model: &str| {
+            registry().with_aliases(&[(alias.to_owned(), model.to_owned())]).err().unwrap().to_string()
+        };
+        assert!(refused("gpt", "c").contains("gpt stands for \"c\", which is not served"));
+        assert!(refused("a", "b").contains("a is the name of a model"));
     }
 }

@@ -222,16 +222,20 @@ impl Route {
 
     /// The method as OpenAPI names it.
     pub(crate) fn http_method(&self) -> HttpMethod {
-        if self.info.method == Method::POST { HttpMethod::Post } else { HttpMethod::Get }
+        match self.info.method {
+            Method::POST => HttpMethod::Post,
+            Method::DELETE => HttpMethod::Delete,
+            _ => HttpMethod::Get,
+        }
     }
 
     fn register(&self, resource: Resource) -> Resource {
         let route = (self.new_handler)();
-        let route = if self.info.method == Method::GET {
+        let route = match self.info.method {
             // HEAD is GET without the body.
-            route.guard(guard::Any(guard::Get()).or(guard::Head()))
-        } else {
-            route.guard(guard::Post())
+            Method::GET => route.guard(guard::Any(guard::Get()).or(guard::Head())),
+            Method::DELETE => route.guard(guard::Delete()),
+            _ => route.guard(guard::Post()),
         };
         match self.info.access {
             Access::Admin => resource.route(route.wrap(from_fn(auth::admins_only))),
@@ -265,6 +269,7 @@ pub(crate) fn register(routes: &[Route], only_operates: bool, app: &mut web::Ser
 /// The value of `Allow`.
 fn allowed(methods: &[&Method]) -> &'static str {
     match (methods.contains(&&Method::GET), methods.contains(&&Method::POST)) {
+        (true, _) if methods.contains(&&Method::DELETE) => "GET, HEAD, DELETE",
         (true, true) => "GET, HEAD, POST",
         (true, false) => "GET, HEAD",
         (false, _) => "POST",

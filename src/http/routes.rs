@@ -15,6 +15,7 @@ use super::{
     },
     handlers::{
         admin::{self, CommandAnswer, Draining, LogLevel},
+        embeddings::{self, EmbeddingList, OllamaEmbedding, OllamaEmbeddings, Reranked},
         generate::{count_tokens, generate},
         health::{self, Status, Version},
         models::{self, Model, ModelList},
@@ -22,11 +23,13 @@ use super::{
         pages,
         prompt_cache::{self, CacheAnswer, SavedPromptList},
         slot::{self, Slot},
-        tokenize::{self, Detokenized, RenderedPrompt, Tokenized},
+        stored_responses::{self, DeletedResponse},
+        tokenize::{self, Detokenized, RenderedPrompt, Tokenized, TokenizerInfo},
     },
     request::{
-        ApplyTemplateRequest, CacheRequest, DetokenizeRequest, LoadRequest, LogRequest, MessagesRequest,
-        OllamaChatRequest, OllamaGenerateRequest, ResponseCall, ShowRequest, TokenizeRequest,
+        ApplyTemplateRequest, CacheRequest, DetokenizeRequest, EmbeddingRequest, LoadRequest, LogRequest,
+        MessagesRequest, OllamaChatRequest, OllamaEmbedRequest, OllamaEmbeddingsRequest,
+        OllamaGenerateRequest, RerankRequest, ResponseCall, ShowRequest, TokenizeRequest,
     },
     route::{Example, Route},
     route_info::{Access, NO_ROUTE, RouteInfo},
@@ -34,6 +37,7 @@ use super::{
 
 const GET: Method = Method::GET;
 const POST: Method = Method::POST;
+const DELETE: Method = Method::DELETE;
 
 /// Errors of every route except the probes: authentication, origin and host checks, rate limits.
 const KEY_ERRORS: &[(u16, &str)] = &[
@@ -44,6 +48,8 @@ const KEY_ERRORS: &[(u16, &str)] = &[
         "The rate limit of the address or the key is exceeded, or the server compiles too many schemas or templates; see `Retry-After`.",
     ),
 ];
+
+const NO_RESPONSE: (u16, &str) = (404, "The response is not stored, or no longer.");
 
 const NO_MODEL: (u16, &str) = (404, "The model was not found.");
 
@@ -71,6 +77,9 @@ const WORKER_ERRORS: &[(u16, &str)] = &[
     (504, "The request waited or ran for longer than its time limit."),
     INTERNAL,
 ];
+
+/// Errors of embeddings only.
+const EMBEDDING_ERRORS: &[(u16, &str)] = &[(501, "The model gives no embeddings here.")];
 
 /// Errors of `POST /admin/cache` only.
 const CACHE_ERRORS: &[(u16, &str)] =
@@ -120,6 +129,43 @@ fn openai() -> Vec<Route> {
         )
         .body::<ResponseCall>([("text", "A text", json!({ "input": "Good morning" }))])
         .answers::<CountedTokens>("The number of tokens."),
+        Route::new(POST, "/v1/embeddings", "OpenAI's embeddings", embeddings::embeddings)
+            .also_on(&["/embeddings"])
+            .body::<EmbeddingRequest>([("texts", "Two texts", json!({ "input": ["rain", "sun"] }))])
+            .errors(EMBEDDING_ERRORS)
+            .errors(WORKER_ERRORS)
+            .answers::<EmbeddingList<'_>>("The embeddings."),
+        Route::new(
+            POST,
+            "/v1/rerank",
+            "Documents in the order of their similarity to a query",
+            embeddings::rerank,
+        )
+        .also_on(&["/rerank", "/v2/rerank"])
+        .body::<RerankRequest>([(
+            "documents",
+            "Two documents",
+            json!({ "query": "rain", "documents": ["An umbrella", "A hat"] }),
+        )])
+        .errors(EMBEDDING_ERRORS)
+        .errors(WORKER_ERRORS)
+        .answers::<Reranked<'_>>("The documents."),
+        Route::new(GET, "/v1/responses/{id}", "A stored response", stored_responses::read)
+            .parameter("id", "The id of the response.")
+            .answers::<Response<'_>>("The response.")
+            .errors(&[NO_RESPONSE]),
+        Route::new(DELETE, "/v1/responses/{id}", "Delete a stored response", stored_responses::delete)
+            .parameter("id", "The id of the response.")
+            .answers::<DeletedResponse>("The response was deleted.")
+            .errors(&[NO_RESPONSE]),
+        Route::new(
+            POST,
+            "/v1/responses/{id}/cancel",
+            "Not supported: cancelling a response in the background",
+            stored_responses::cancel,
+        )
+        .parameter("id", "The id of the response.")
+        .errors(&[(501, "Responses are not generated in the background.")]),
         Route::new(GET, "/v1/models", "The served models", models::models)
             .also_on(&["/models"])
             .answers::<ModelList<'_>>("The models."),
@@ -177,11 +223,6 @@ fn ollama() -> Vec<Route> {
             .errors_as(ErrorShape::Ollama)
             .errors(&[(501, reason)])
     });
-    let embeddings = ["/api/embed", "/api/embeddings"].into_iter().map(|path| {
-        Route::new(POST, path, "Not supported: Ollama's embeddings", ollama::refuse_embeddings)
-            .errors_as(ErrorShape::Ollama)
-            .errors(&[(501, "Embeddings are not supported.")])
-    });
     let routes = vec![
         Route::new(POST, OllamaChat::ROUTE, "Ollama's chat", generate::<OllamaChat>)
             .errors_as(ErrorShape::Ollama)
@@ -205,11 +246,23 @@ fn ollama() -> Vec<Route> {
             .errors_as(ErrorShape::Ollama)
             .body::<ShowRequest>([("first", "The default model", json!({}))])
             .answers::<OllamaShown<'_>>("The model."),
+        Route::new(POST, "/api/embed", "Ollama's embeddings", embeddings::ollama_embed)
+            .errors_as(ErrorShape::Ollama)
+            .body::<OllamaEmbedRequest>([("texts", "Two texts", json!({ "input": ["rain", "sun"] }))])
+            .errors(EMBEDDING_ERRORS)
+            .errors(WORKER_ERRORS)
+            .answers::<OllamaEmbeddings<'_>>("The embeddings."),
+        Route::new(POST, "/api/embeddings", "Ollama's older embeddings", embeddings::ollama_embeddings)
+            .errors_as(ErrorShape::Ollama)
+            .body::<OllamaEmbeddingsRequest>([("text", "A text", json!({ "prompt": "rain" }))])
+            .errors(EMBEDDING_ERRORS)
+            .errors(WORKER_ERRORS)
+            .answers::<OllamaEmbedding>("The embedding."),
         Route::new(GET, "/api/version", "The version of Ollama's API", ollama::version)
             .errors_as(ErrorShape::Ollama)
             .answers::<OllamaVersion>("The version."),
     ];
-    routes.into_iter().chain(refused).chain(embeddings).collect()
+    routes.into_iter().chain(refused).collect()
 }
 
 fn eka() -> Vec<Route> {
@@ -278,7 +331,7 @@ fn responses() -> Route {
     let items = json!([{ "role": "user", "content": parts }]);
     let streamed = json!({ "instructions": "Answer briefly.", "input": items, "stream": true });
     let examples = [("text", "A text", text), ("conversation", "A conversation, streamed", streamed)];
-    generating::<Responses>("OpenAI's responses, which are not stored", examples)
+    generating::<Responses>("OpenAI's responses", examples)
         .details(
             "A stream has `ResponseEvent` events and ends with `response.completed` or `response.incomplete`.",
         )
@@ -295,6 +348,13 @@ fn texts() -> Vec<Route> {
                 json!({ "content": "Good morning", "with_pieces": true }),
             )])
             .answers::<Tokenized>("The tokens."),
+        Route::new(
+            GET,
+            "/tokenizer_info",
+            "The special tokens and the chat template of the default model",
+            tokenize::tokenizer_info,
+        )
+        .answers::<TokenizerInfo<'_>>("The tokenizer."),
         Route::new(POST, "/detokenize", "The text of tokens", tokenize::detokenize)
             .also_on(&["/v1/detokenize"])
             .body::<DetokenizeRequest>([("tokens", "Tokens", json!({ "tokens": [40, 41, 42] }))])

@@ -14,13 +14,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    body_memory::BodyMemory, error::ApiError, model_registry::ModelRegistry, offload::Offload, tls::Tls,
+    body_memory::BodyMemory, error::ApiError, model_registry::ModelRegistry, offload::Offload,
+    stored_responses::StoredResponses, tls::Tls,
 };
 use crate::{
     auth::AccessControl,
     config::{Config, DefaultsFrom, UnknownFields},
     executor::{Deadlines, Executor},
-    job::{Command, CommandOutcome, Readiness, SamplingDefaults},
+    job::{Command, CommandOutcome, Pooling, Readiness, SamplingDefaults},
     metrics::Metrics,
     prompt_store::PromptStore,
     sandbox::{Sandbox, SandboxError},
@@ -69,12 +70,18 @@ pub struct Settings {
     pub sampling_defaults: DefaultsFrom,
     /// Maximum number of sequences of a request that are computed together.
     pub max_sequences: NonZeroUsize,
+    /// How embeddings are made where a request does not say.
+    pub pooling: Pooling,
     /// Whether prompts are logged.
     pub log_prompts: bool,
     /// How unknown request fields are handled.
     pub unknown_fields: UnknownFields,
     /// Whether all API keys share one prefix cache.
     pub prefix_cache_shared: bool,
+    /// Memory for stored responses; 0 stores none.
+    pub stored_responses: Bytes,
+    /// How long a response is stored.
+    pub stored_responses_lifetime: Duration,
 }
 
 impl From<&Config> for Settings {
@@ -92,9 +99,12 @@ impl From<&Config> for Settings {
             default_max_new: engine.default_max_new_tokens.tokens(),
             sampling_defaults: engine.sampling_defaults,
             max_sequences: engine.max_sequences,
+            pooling: engine.pooling,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
             prefix_cache_shared: engine.prefix_cache_shared,
+            stored_responses: server.stored_responses_bytes,
+            stored_responses_lifetime: server.stored_responses_ttl_ms.into(),
         }
     }
 }
@@ -131,6 +141,7 @@ pub struct AppState {
     pub deadlines: watch::Receiver<Deadlines>,
     pub(crate) offload: Offload,
     pub(crate) body_memory: BodyMemory,
+    pub(crate) stored_responses: StoredResponses,
     /// Whether a worker has ever been ready.
     pub(crate) was_ready: Arc<AtomicBool>,
 }
@@ -147,6 +158,8 @@ impl AppState {
     ) -> Self {
         let deadlines = watch::channel(settings.deadlines).1;
         let body_memory = BodyMemory::new(settings.body_memory);
+        let stored_responses =
+            StoredResponses::new(settings.stored_responses, settings.stored_responses_lifetime);
         Self {
             models: models.into(),
             executor,
@@ -166,6 +179,7 @@ impl AppState {
             deadlines,
             offload: Offload::default(),
             body_memory,
+            stored_responses,
             was_ready: Arc::default(),
         }
     }

@@ -21,6 +21,8 @@ pub enum Step {
     /// Log-probability of a prompt token, or of the token that follows. Only sent if requested. Sent twice if the worker is lost
     /// before the token.
     Logprobs(TokenLogprobs),
+    /// The embedding of the prompt, `[hidden]`, not normalized; the only step of a job for one besides progress.
+    Embedding(Vec<f32>),
     /// The next token of the answer. An end token is not sent.
     Token(u32),
 }

@@ -50,6 +50,12 @@ pub enum Failure {
         /// Tokens fed before.
         after: Tokens,
     },
+    /// The graph of the model does not give hidden states. The worker keeps running.
+    #[error(
+        "this model gives no embeddings here: only models exported by eka do, on a CPU with engine.own_operators; use another \
+         server for embeddings"
+    )]
+    NoEmbeddings,
     /// No token satisfies the constraint. The worker keeps running.
     #[error("the constraint cannot be satisfied: {message}; simplify it or leave it out")]
     Constraint {

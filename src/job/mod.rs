@@ -14,6 +14,7 @@ mod report;
 mod request;
 mod sampling;
 
+pub use crate::device_spec::Pooling;
 pub use cache_salt::CacheSalt;
 pub use commands::{Command, CommandOutcome, CommandReport, PromptToRestore};
 pub use event::{DraftCounts, EndReason, Event, Finish, Step, Timings, Usage};

@@ -9,6 +9,7 @@ use super::{
     ids::{JobId, ModelId},
     sampling::{LogprobOptions, Sampling},
 };
+use crate::device_spec::Pooling;
 
 /// One generation, ready to run: everything that a worker needs, and nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub struct Job {
     /// Maximum number of tokens to generate, those in `answer` included; at least one. Together with the prompt it must fit the
     /// context length.
     pub max_new_tokens: usize,
+    /// Fewest tokens of the answer: no end token is picked before.
+    pub min_new_tokens: usize,
     /// The format of the answer's text. The job fails if the worker cannot keep to it.
     pub constraint: Option<Constraint>,
     /// Log-probabilities to report.
@@ -40,6 +43,8 @@ pub struct Job {
     pub cache_prompt: bool,
     /// Which entries of the prefix cache it may use, and which jobs may use its own.
     pub cache_salt: CacheSalt,
+    /// Gives the prompt's embedding instead of an answer.
+    pub embedding: Option<Pooling>,
     /// Writes the prompt's cache to a file instead of generating an answer.
     pub save: Option<SaveAs>,
     /// Ids that end the generation. The one that does is counted but not reported, because it has no text.
@@ -59,11 +64,13 @@ impl Job {
             answer: Vec::new(),
             sampling: Sampling::greedy(),
             max_new_tokens,
+            min_new_tokens: 0,
             constraint: None,
             logprobs: None,
             trace: None,
             cache_prompt: true,
             cache_salt: CacheSalt::default(),
+            embedding: None,
             save: None,
             end_tokens: Vec::new(),
         }

@@ -20,6 +20,8 @@ pub struct TokenLogprobs {
     pub token: u32,
     /// Natural logarithm of its probability.
     pub logprob: f32,
+    /// How many tokens are at least as probable, itself included; 1 is the most probable token.
+    pub rank: usize,
     /// The most probable tokens at this position with their log-probabilities, in descending order.
     pub top: Vec<(u32, f32)>,
 }

@@ -19,7 +19,7 @@ use bytemuck::Pod;
 use half::f16;
 use prost::Message;
 
-use super::{float16_casts, graph_file::GraphFile};
+use super::{float16_casts, graph_file::GraphFile, hidden_states};
 use crate::{
     device::operators::{
         ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX,
@@ -40,6 +40,8 @@ pub(super) struct RewrittenGraph {
     pub(super) operators: Operators,
     /// Whether every node gives a row the same bits whatever other rows it is computed with.
     pub(super) is_row_invariant: bool,
+    /// The output with the hidden states that the head reads, if there is one.
+    pub(super) hidden: Option<String>,
     /// Whether a pass may be over [several sequences](crate::device::operators::PassSequence), each with the bits that it has
     /// in passes by itself.
     pub(super) takes_sequences: bool,
@@ -75,8 +77,9 @@ const ROW_BY_ROW: [&str; 23] = [
 /// The graph in `file` with eka's operators wherever they compute the same. `None` if no node can be replaced or the graph cannot
 /// be decoded; ONNX Runtime then loads the file and reports the better error.
 ///
-/// `cache` is the type of the key-value cache; it applies only if every attention node is replaced.
-pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenGraph> {
+/// `cache` is the type of the key-value cache; it applies only if every attention node is replaced. `head` is the name of the logits
+/// and the width of the hidden states.
+pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice, head: (&str, usize)) -> Option<RewrittenGraph> {
     let mut model = decode_if_lossless(file)?;
     let graph = model.graph.as_mut()?;
     let format = cache_format_for(graph, cache);
@@ -89,11 +92,19 @@ pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice) -> Option<RewrittenG
     }
     float16_casts::add(graph);
     drop_unused(graph);
+    let hidden =
+        hidden_states::expose(graph, head, |node| node.domain == DOMAIN && node.op_type != ATTENTION);
     let is_row_invariant =
         graph.node.iter().all(|node| node.domain == DOMAIN || ROW_BY_ROW.contains(&&*node.op_type));
     let takes_sequences = is_row_invariant && allow_sequences(graph);
     model.opset_import.push(OperatorSet { domain: DOMAIN.into(), version: 1 });
-    Some(RewrittenGraph { content: model.encode_to_vec(), operators, is_row_invariant, takes_sequences })
+    Some(RewrittenGraph {
+        content: model.encode_to_vec(),
+        operators,
+        is_row_invariant,
+        hidden,
+        takes_sequences,
+    })
 }
 
 /// The format of the key-value cache with eka's operators; `None` if no attention node of the graph in `file` can be replaced.

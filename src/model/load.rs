@@ -23,6 +23,8 @@ pub struct Model {
     /// The format of the key-value cache, if eka's attention runs.
     cache: Option<Format>,
     is_row_invariant: bool,
+    /// The output with hidden states, if the graph has one.
+    pub(super) hidden: Option<String>,
     takes_sequences: bool,
     /// The graph gives only the logits of the last token.
     gives_last_alone: bool,
@@ -114,11 +116,12 @@ impl Model {
         let changed = if on_gpu || !options.own_operators {
             None
         } else {
-            graph_rewrite::rewrite(&file, options.cache)
+            graph_rewrite::rewrite(&file, options.cache, (&manifest.graph.logits, manifest.dims.hidden))
         };
         let cache = changed.as_ref().and_then(|changed| changed.operators.cache());
         let is_row_invariant = changed.as_ref().is_some_and(|changed| changed.is_row_invariant);
         let takes_sequences = changed.as_ref().is_some_and(|changed| changed.takes_sequences);
+        let hidden = changed.as_ref().and_then(|changed| changed.hidden.clone());
         let graph = graph(&file, changed);
         let captures = options.captures && on_gpu && file.can_repeat_steps(&manifest.graph);
         let options = SessionOptions { captures, ..options };
@@ -128,7 +131,7 @@ impl Model {
         validate::check_ports(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
         let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
         let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
-        Ok(Self { manifest, session, cache, is_row_invariant, takes_sequences, gives_last_alone })
+        Ok(Self { manifest, session, cache, is_row_invariant, hidden, takes_sequences, gives_last_alone })
     }
 
     /// The manifest of the directory.
@@ -155,6 +158,12 @@ impl Model {
     #[must_use]
     pub fn takes_sequences(&self) -> bool {
         self.takes_sequences && matches!(self.manifest.graph.lengths, Lengths::Given { .. })
+    }
+
+    /// Whether passes can give hidden states.
+    #[must_use]
+    pub fn gives_hidden_states(&self) -> bool {
+        self.hidden.is_some() && matches!(self.manifest.graph.lengths, Lengths::Given { .. })
     }
 
     /// The positions for which the graph gives logits.

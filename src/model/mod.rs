@@ -10,6 +10,7 @@ mod float16_casts;
 mod graph_facts;
 mod graph_file;
 mod graph_rewrite;
+mod hidden_states;
 mod host_cache;
 mod integrity;
 mod load;

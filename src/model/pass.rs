@@ -13,6 +13,8 @@ pub struct Pass {
     input_ids: Slot<i64>,
     lengths: LengthSlots,
     logits: Slot<f32>,
+    /// Hidden states of the same rows, and their width.
+    hidden: Option<(Slot<f32>, usize)>,
     width: usize,
     rows: usize,
     vocab: usize,
@@ -43,7 +45,32 @@ impl Model {
         let lengths = LengthSlots::bind(&mut binding, &names.lengths, rows, max, self.rows())?;
         let given = if self.rows() == LogitPositions::All { width } else { rows };
         let logits = binding.output(&names.logits, &[1, given, vocab])?;
-        Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0, table: Vec::new() })
+        Ok(Pass {
+            binding,
+            input_ids,
+            lengths,
+            logits,
+            hidden: None,
+            width,
+            rows,
+            vocab,
+            capacity: 0,
+            table: Vec::new(),
+        })
+    }
+
+    /// A [pass](Self::pass) that gives hidden states beside the logits. The model must
+    /// [give them](Model::gives_hidden_states).
+    ///
+    /// # Errors
+    /// As [`pass`](Self::pass).
+    pub fn pass_with_hidden(&self, width: usize, rows: usize, max: usize) -> Result<Pass, DeviceError> {
+        let mut pass = self.pass(width, rows, max)?;
+        if let Some(name) = &self.hidden {
+            let hidden = self.manifest().dims.hidden;
+            pass.hidden = Some((pass.binding.output(name, &[1, rows, hidden])?, hidden));
+        }
+        Ok(pass)
     }
 
     /// A pass over up to `sequences` sequences, of up to `width` tokens in all, with the logits of each sequence's last token.
@@ -65,8 +92,8 @@ impl Model {
             logits_index: binding.input(logits_index, &[sequences])?,
         };
         let logits = binding.output(&names.logits, &[1, sequences, vocab])?;
-        let (rows, table) = (sequences, Vec::new());
-        Ok(Pass { binding, input_ids, lengths, logits, width, rows, vocab, capacity: 0, table })
+        let (rows, table, hidden) = (sequences, Vec::new(), None);
+        Ok(Pass { binding, input_ids, lengths, logits, hidden, width, rows, vocab, capacity: 0, table })
     }
 }
 
@@ -167,6 +194,12 @@ impl Pass {
         Ok(&mut logits[skipped..])
     }
 
+    /// The hidden states of the rows of the last [run](Self::run), `[rows, hidden]`; empty for a pass without them.
+    #[must_use]
+    pub fn hidden(&self) -> &[f32] {
+        self.hidden.map_or(&[], |(hidden, _)| self.binding.read(hidden))
+    }
+
     /// Feeds `tokens`, which are those of `sequences` one after the other, and returns the logits of each sequence's last token,
     /// `[sequences, vocab]`. Only for a [pass of sequences](Model::pass_of_sequences).
     ///
@@ -263,6 +296,11 @@ impl Pass {
     fn lay_out_logits(&mut self, rows: usize) -> Result<(), DeviceError> {
         if self.binding.read(self.logits).len() != rows * self.vocab {
             self.binding.reshape(self.logits, &[1, rows, self.vocab])?;
+        }
+        if let Some((hidden, width)) = self.hidden
+            && self.binding.read(hidden).len() != rows * width
+        {
+            self.binding.reshape(hidden, &[1, rows, width])?;
         }
         Ok(())
     }

@@ -168,7 +168,7 @@ impl JobRequest {
             FromWorker::Step { job, step } => match step {
                 Step::Progress { done, .. } => (job, JobSignal::Progress(*done)),
                 Step::Token(_) => (job, JobSignal::Token),
-                Step::Logprobs(_) => return None,
+                Step::Logprobs(_) | Step::Embedding(_) => return None,
             },
             FromWorker::Accepted { job } => (job, JobSignal::Accepted),
             FromWorker::Saving { job, .. } => (job, JobSignal::Saving),

@@ -48,8 +48,8 @@ pub use self::{
     token::TokenText,
     tool_call::{Arguments, CalledFunction, ToolCall},
     tools::{
-        AnswerDelta, Call, Calls, ToolCallParser, ToolCallParserOptions, ToolFormat, ToolSignature,
-        ToolSupport,
+        AnswerDelta, Call, Calls, SchemaSyntax, ToolCallParser, ToolCallParserOptions, ToolFormat,
+        ToolSignature, ToolSupport,
     },
     vocabulary::Vocabulary,
 };

@@ -209,6 +209,12 @@ impl Text {
         }
     }
 
+    /// The text of the token that prompts begin with, if there is one.
+    #[must_use]
+    pub fn bos(&self) -> Option<&str> {
+        self.bos.as_ref().map(|bos| bos.text.as_str())
+    }
+
     /// The chat template's support for tools.
     #[must_use]
     pub fn tools(&self) -> ToolSupport {
@@ -225,6 +231,13 @@ impl Text {
     #[must_use]
     pub fn is_special(&self, name: &str) -> bool {
         self.tokenizer.get_added_vocabulary().is_special_token(name)
+    }
+
+    /// The id of an added token of the model; `None` if it has none with this text.
+    #[must_use]
+    pub fn added_token(&self, token: &str) -> Option<u32> {
+        let id = self.tokenizer.get_added_vocabulary().token_to_id(token, self.tokenizer.get_model());
+        id.filter(|id| (*id as usize) < self.card.vocabulary)
     }
 
     /// Whether answers can be constrained.

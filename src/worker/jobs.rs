@@ -34,7 +34,9 @@ impl<W: Write> Server<W> {
 
     /// Whether one pass can compute a step of all these jobs.
     fn can_run_together(&self, jobs: &[Job]) -> bool {
-        let is_plain = |job: &Job| job.save.is_none() && job.logprobs.is_none_or(|asked| !asked.prompt);
+        let is_plain = |job: &Job| {
+            job.save.is_none() && job.embedding.is_none() && job.logprobs.is_none_or(|asked| !asked.prompt)
+        };
         let loaded = jobs.first().and_then(|job| self.models.get(&job.model));
         jobs.len() > 1
             && loaded.is_some_and(|loaded| loaded.timeline.takes_sequences())

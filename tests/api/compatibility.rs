@@ -169,11 +169,9 @@ async fn an_unsupported_field_is_refused_with_an_alternative() {
     for (fields, param, instead) in [
         (json!({ "mirostat": 2 }), "mirostat", "send 0"),
         (json!({ "repeat_penalty": 1.1 }), "repeat_penalty", "use repetition_penalty"),
-        (json!({ "min_tokens": 5 }), "min_tokens", "send 0"),
         (json!({ "skip_special_tokens": false }), "skip_special_tokens", "send true"),
         (json!({ "use_beam_search": true }), "use_beam_search", "send false"),
         (json!({ "top_n_sigma": 1 }), "top_n_sigma", "send -1 or 0"),
-        (json!({ "store": true }), "store", "send false"),
     ] {
         for route in [NATIVE, COMPLETIONS, CHAT, RESPONSES] {
             let (status, answer) = server.ask(route, &request(route, &fields)).await;

@@ -38,9 +38,6 @@ async fn refused(server: &Server, route: &str, fields: Value, code: &str, param:
 #[tokio::test]
 async fn unsupported_openai_fields_are_named_in_the_error() {
     let server = Server::start(ServerOptions::default());
-    for (field, value) in [("suffix", json!("end"))] {
-        refused(&server, COMPLETIONS, json!({ field: value }), "unsupported_field", field).await;
-    }
     for (field, value) in [
         ("functions", json!([{}])),
         ("modalities", json!(["audio"])),

@@ -127,7 +127,7 @@ async fn models_are_listed_and_described() {
 #[tokio::test]
 async fn what_eka_does_not_do_is_refused_by_name_in_ollamas_shape() {
     let server = server("Yes.");
-    for path in ["/api/pull", "/api/push", "/api/create", "/api/copy", "/api/embed", "/api/embeddings"] {
+    for path in ["/api/pull", "/api/push", "/api/create", "/api/copy"] {
         let (status, answer) = server.ask(path, &json!({ "model": "demo" })).await;
         assert_eq!((status, &answer["code"]), (501, &json!("not_implemented")), "{path}");
         assert!(answer["error"].as_str().unwrap().contains("not supported by eka"), "{answer}");

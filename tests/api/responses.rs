@@ -6,6 +6,7 @@ use crate::support::{
     requests::assert_refused,
     server::{ANSWER, ANSWER_IDS, Server, ServerOptions},
 };
+use eka::units::Bytes;
 
 const RESPONSES: &str = "/v1/responses";
 const QWEN: &str = include_str!("../fixtures/templates/qwen2.5.jinja");
@@ -163,12 +164,8 @@ async fn unsupported_fields_of_responses_are_refused_by_name() {
         (json!({}), "missing_field", "input"),
         (json!({ "input": [] }), "invalid_value", "input"),
         (json!({ "input": 7 }), "invalid_type", "input"),
-        (json!({ "input": "a", "store": true }), "unsupported_field", "store"),
-        (
-            json!({ "input": "a", "previous_response_id": "resp_1" }),
-            "unsupported_field",
-            "previous_response_id",
-        ),
+        (json!({ "input": "a", "store": true }), "invalid_value", "store"),
+        (json!({ "input": "a", "previous_response_id": "resp_1" }), "invalid_value", "previous_response_id"),
         (json!({ "input": "a", "reasoning": { "effort": "huge" } }), "invalid_value", "reasoning.effort"),
         (json!({ "input": "a", "background": true }), "unsupported_field", "background"),
         (json!({ "input": "a", "max_tokens": 7 }), "unknown_field", "max_tokens"),
@@ -247,4 +244,64 @@ async fn requests_of_codex_are_answered_and_tools_that_eka_cannot_run_are_left_o
     assert_eq!(status, 200, "{next}");
     let (status, count) = server.ask("/v1/responses/input_tokens", &of_codex(&first)).await;
     assert_eq!((status, &count["input_tokens"]), (200, &answer["usage"]["input_tokens"]));
+}
+
+/// The text of the prompt that ran last.
+async fn last_prompt(server: &Server) -> String {
+    let tokens = json!({ "tokens": server.last_job().prompt });
+    server.ask("/detokenize", &tokens).await.1["content"].as_str().unwrap().to_owned()
+}
+
+fn storing() -> Server {
+    const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+    Server::start(ServerOptions {
+        template: Some(TEMPLATE),
+        answer: Some("Yes."),
+        stored_responses: Bytes::mib(1),
+        ..ServerOptions::default()
+    })
+}
+
+#[tokio::test]
+async fn a_request_continues_a_stored_response_by_its_id() {
+    let server = storing();
+    let first = ok(&server, &json!({ "input": "Is it far?", "instructions": "Be kind." })).await;
+    assert_eq!((&first["store"], &first["previous_response_id"]), (&json!(true), &Value::Null));
+    let second = json!({ "input": "And by bus?", "previous_response_id": first["id"] });
+    let whole = ok(&server, &second).await;
+    assert_eq!(whole["previous_response_id"], first["id"]);
+    let prompt = last_prompt(&server).await;
+    assert_eq!(prompt, "<user>Is it far?<assistant>Yes.<user>And by bus?<assistant>", "without instructions");
+    // A streamed response is stored as well, and continued in turn.
+    let documents = streamed(&server, second).await;
+    let last = &documents.last().unwrap()["response"];
+    let third = json!({ "input": "Thanks", "previous_response_id": last["id"], "store": false });
+    let answer = ok(&server, &third).await;
+    assert!(last_prompt(&server).await.ends_with("<user>And by bus?<assistant>Yes.<user>Thanks<assistant>"));
+    assert_eq!(answer["store"], false);
+    let unknown = json!({ "input": "a", "previous_response_id": answer["id"] });
+    assert_refused(&server.ask(RESPONSES, &unknown).await, "invalid_value", "previous_response_id");
+}
+
+#[tokio::test]
+async fn a_stored_response_is_read_and_deleted_by_its_id() {
+    let server = storing();
+    let answer = ok(&server, &json!({ "input": "Is it far?" })).await;
+    let path = format!("{RESPONSES}/{}", answer["id"].as_str().unwrap());
+    let read = async || server.get(&path).send().await.unwrap();
+    assert_eq!(read().await.json::<Value>().await.unwrap(), answer);
+    let cancelled = server.ask(&format!("{path}/cancel"), &json!({})).await;
+    assert_eq!((cancelled.0, &cancelled.1["error"]["code"]), (501, &json!("not_implemented")));
+    let delete = async || server.client.delete(format!("{}{path}", server.url)).send().await.unwrap();
+    let deleted: Value = delete().await.json().await.unwrap();
+    assert_eq!(deleted, json!({ "id": answer["id"], "object": "response", "deleted": true }));
+    for gone in [read().await, delete().await] {
+        assert_eq!(gone.status(), 404);
+        assert_eq!(gone.json::<Value>().await.unwrap()["error"]["code"], "response_not_found");
+    }
+    let put = server.client.put(format!("{}{path}", server.url)).send().await.unwrap();
+    assert_eq!(
+        (put.status().as_u16(), &put.headers()["allow"]),
+        (405, &"GET, HEAD, DELETE".parse().unwrap())
+    );
 }

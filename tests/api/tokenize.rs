@@ -225,3 +225,12 @@ async fn an_unsupported_template_construct_is_a_501_with_the_line() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_tokenizer_of_the_default_model_is_described_as_in_vllm() {
+    let server =
+        Server::start(ServerOptions { template: Some("{{ messages }}"), ..ServerOptions::default() });
+    let info: Value = server.get("/tokenizer_info").send().await.unwrap().json().await.unwrap();
+    assert_eq!((&info["bos_token"], &info["eos_token"]), (&json!("<s>"), &json!("</s>")), "{info}");
+    assert_eq!((&info["chat_template"], &info["vocab_size"]), (&json!("{{ messages }}"), &json!(4096)));
+}

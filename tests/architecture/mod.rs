@@ -15,7 +15,7 @@ const LAYERS: &str = "
     device_spec:
     log_queue:
     metrics: log_queue
-    job: units
+    job: device_spec units
     config: device_spec files trim_policy units
     auth: config files units
     manifest: files units

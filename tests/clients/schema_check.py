@@ -255,8 +255,8 @@ def ask_tools(url: str, path: str, most: int) -> None:
             "temperature": place % 3 / 2, "seed": place, "max_tokens": most,
         })
         if "error" in said:
-            is_refusal = said["error"]["code"] == "invalid_constraint"
-            refusals[said["error"]["message"].split(" at ")[0][:90]] += is_refusal
+            is_refusal = said["error"]["code"] in ("invalid_constraint", "invalid_value")
+            refusals[said["error"]["message"].split(" at ")[0][-60:]] += is_refusal
             problem = None if is_refusal else said["error"]["message"]
             outcome = "refused" if is_refusal else "wrong"
         else:

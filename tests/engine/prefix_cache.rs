@@ -43,7 +43,7 @@ fn run(timeline: &mut Timeline, job: &Job, patience: usize) -> (Vec<u32>, Genera
         match step {
             Step::Token(token) => said.push(token),
             Step::Logprobs(score) => said.push(score.logprob.to_bits()),
-            Step::Progress { .. } => {}
+            Step::Progress { .. } | Step::Embedding(_) => {}
         }
         heard += 1;
         if heard < patience { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -42,7 +42,7 @@ fn answer(timeline: &mut Timeline, prompt: &[u32]) -> (Vec<u32>, usize) {
         match step {
             engine::Step::Token(token) => said.push(token),
             engine::Step::Logprobs(score) => said.push(score.logprob.to_bits()),
-            engine::Step::Progress { .. } => {}
+            engine::Step::Progress { .. } | engine::Step::Embedding(_) => {}
         }
         std::ops::ControlFlow::Continue(())
     });

@@ -3,6 +3,8 @@
 mod cluster_simulation;
 mod deployment;
 #[cfg(unix)]
+#[cfg(unix)]
+mod listeners;
 mod logging;
 #[cfg(unix)]
 mod no_telemetry;

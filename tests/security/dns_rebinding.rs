@@ -135,6 +135,20 @@ async fn a_body_without_the_json_content_type_is_a_415_with_the_fix() {
         let message = answer["error"]["message"].as_str().unwrap();
         assert!(message.contains("-H 'Content-Type: application/json'"), "{message}");
     }
+    // Ollama's documentation sends forms, and some of its clients no type; a page of a browser must not.
+    for kind in [Some("application/x-www-form-urlencoded"), None] {
+        for (name, value, status) in [
+            ("accept", "*/*", 200),
+            ("origin", server.url.as_str(), 415),
+            ("sec-fetch-site", "same-origin", 415),
+        ] {
+            let request = server.client.post(format!("{}/api/generate", server.url)).header(name, value);
+            let request = request.body(r#"{"prompt": "x", "raw": true, "stream": false}"#);
+            let request =
+                kind.into_iter().fold(request, |request, kind| request.header("content-type", kind));
+            assert_eq!(request.send().await.unwrap().status(), status, "{kind:?} {name}");
+        }
+    }
     let bare = server.client.post(format!("{}/admin/models/demo/load", server.url));
     assert_eq!(status_and_code(bare).await.0, 200, "a request without a body needs no type");
 }

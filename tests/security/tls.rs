@@ -143,7 +143,7 @@ async fn tls_below_1_2_and_plain_http_are_rejected() {
             (|answer| answer.first() == Some(&0x15) && [Some(&40), Some(&70)].contains(&answer.last()))
                 as fn(&[u8]) -> bool,
         ),
-        (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), |answer| !answer.starts_with(b"HTTP")),
+        (b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), |answer| answer.starts_with(b"HTTP/1.1 400 ")),
     ] {
         let mut socket = TcpStream::connect(&address).await.unwrap();
         socket.write_all(&bytes).await.unwrap();
@@ -224,4 +224,16 @@ async fn the_server_serves_https_and_reloads_its_certificate() {
         run(&["serve", "--set", &settings[0], "--set", &format!("tls.key_file={}", argument(&files.cert()))]);
     assert!(!mismatched.status.success());
     assert!(text(&mismatched.stderr).contains("no private key in it"), "{}", text(&mismatched.stderr));
+}
+
+#[tokio::test]
+async fn plain_http_on_the_tls_port_gets_a_sentence() {
+    let (files, _) = Files::new();
+    let tls = Arc::new(files.open().unwrap());
+    let server = Server::start_with(ServerOptions::default(), |state| state.tls = Some(tls));
+    let answer = server.client.get(&server.url).send().await.unwrap();
+    assert_eq!(answer.status(), 400);
+    let error: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!(error["error"]["code"], "tls_required");
+    assert!(error["error"]["message"].as_str().unwrap().contains("use https:// instead of http://"));
 }

@@ -13,10 +13,10 @@ use std::{
 use eka::{
     config::{DefaultsFrom, UnknownFields},
     executor::{Deadlines, Executor, Limits},
-    http::{AppState, Life, Settings, serve},
+    http::{AppState, Life, Listener, Settings, serve},
     job::{
         DraftCounts, EndReason, Event, Failure, Finish, Job, Memory, MemoryReport, ModelReport, Placement,
-        Readiness, RuntimeReport, SlotReport, Step, Timings, Usage,
+        Pooling, Readiness, RuntimeReport, SlotReport, Step, Timings, Usage,
     },
     manifest::{Dims, Dtype, FILE_NAME, GraphNames, Manifest, Provenance, SCHEMA},
     metrics::Metrics,
@@ -63,6 +63,8 @@ pub(crate) struct ServerOptions {
     pub(crate) sampling_defaults: DefaultsFrom,
     /// Most tokens of an answer whose request sets no limit; `None` for the rest of the context.
     pub(crate) default_max_new: Option<usize>,
+    /// Memory for stored responses.
+    pub(crate) stored_responses: Bytes,
 }
 
 impl Default for ServerOptions {
@@ -82,6 +84,7 @@ impl Default for ServerOptions {
             unknown_fields: UnknownFields::Refuse,
             sampling_defaults: DefaultsFrom::Eka,
             default_max_new: Some(64),
+            stored_responses: Bytes(0),
         }
     }
 }
@@ -136,9 +139,12 @@ impl Server {
             default_max_new: wish.default_max_new.map(Tokens),
             sampling_defaults: wish.sampling_defaults,
             max_sequences: NonZeroUsize::new(8).unwrap(),
+            pooling: Pooling::Last,
             log_prompts: false,
             unknown_fields: wish.unknown_fields,
             prefix_cache_shared: false,
+            stored_responses: wish.stored_responses,
+            stored_responses_lifetime: Duration::from_secs(60),
         };
         let mut state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings);
         state.sandbox = Some(sandbox(&metrics));
@@ -150,7 +156,7 @@ impl Server {
         thread::spawn(move || {
             let life = Life { beside: async {}, shutdown: async { drop(requested.await) }, finish: async {} };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(serve(listener, state, life)).unwrap();
+            runtime.block_on(serve(vec![Listener::Tcp(listener)], state, life)).unwrap();
             let _ = over.send(());
         });
         let client = reqwest::Client::new();
@@ -260,6 +266,10 @@ async fn speak(
     cancel: CancellationToken,
     step: Duration,
 ) -> Result<Finish, Failure> {
+    if job.embedding.is_some() {
+        says.send(Event::Step(Step::Embedding(vec![3.0, 4.0]))).unwrap();
+        return Ok(finish(&job, EndReason::EndToken, 0));
+    }
     for (generated, token) in script.iter().cycle().take(job.max_new_tokens).enumerate() {
         tokio::select! {
             () = cancel.cancelled() => return Ok(finish(&job, EndReason::Cancelled, generated)),

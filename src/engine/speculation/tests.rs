@@ -5,12 +5,7 @@ use std::ops::ControlFlow;
 use super::learned::Speculation;
 use crate::{
     device::DeviceError,
-    engine::{
-        Step,
-        error::EngineError,
-        forward::Forward,
-        generate::{GenerationSummary, generate},
-    },
+    engine::{Step, error::EngineError, forward::Forward, generate::generate, summary::GenerationSummary},
     job::{Job, JobId},
 };
 

@@ -145,7 +145,7 @@ impl ApiFormat for Messages {
         Self { meta, open: None, blocks: 0 }
     }
 
-    fn whole(&self, choices: &[FinishedChoice]) -> String {
+    fn whole(&mut self, choices: &[FinishedChoice]) -> String {
         // No field of this format asks for more than one choice.
         choices.first().map_or_else(String::new, |finished| {
             let mut content = Vec::new();

@@ -8,11 +8,11 @@ use utoipa::ToSchema;
 use super::{
     completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
-    logprobs::ChatLogprobs,
+    logprobs::{ChatLogprobs, PromptLogprob, PromptLogprobs},
     sse::SseEvents,
     usage::{CompletionTail, Timings, Usage},
 };
-use crate::{http::request::ChatRequest, text::Call};
+use crate::{http::request::ChatRequest, job, text::Call};
 
 /// An answer of `/v1/chat/completions`.
 #[derive(Serialize, ToSchema)]
@@ -20,6 +20,13 @@ pub(crate) struct ChatCompletion<'a> {
     #[serde(flatten)]
     head: CompletionHead<'a>,
     choices: Vec<ChatChoice<'a>>,
+    /// With `return_token_ids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [u32]>,
+    /// With `prompt_logprobs`: log-probabilities by token id, for each token of the prompt; null for the first one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Option<std::collections::BTreeMap<String, PromptLogprob>>>>)]
+    prompt_logprobs: Option<&'a [Option<PromptLogprobs>]>,
     usage: Usage,
     timings: Timings,
 }
@@ -32,6 +39,9 @@ struct ChatChoice<'a> {
     #[schema(required)]
     logprobs: Option<ChatLogprobs<'a>>,
     finish_reason: FinishReason,
+    /// With `return_token_ids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [u32]>,
 }
 
 /// The message that the assistant answers with.
@@ -80,6 +90,9 @@ pub(crate) struct ChatCompletionChunk<'a> {
     head: CompletionHead<'a>,
     /// Empty in the events with usage or progress.
     choices: Vec<ChatChoiceDelta<'a>>,
+    /// With `return_token_ids`, in the first event of each choice with tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [u32]>,
     #[serde(flatten)]
     tail: CompletionTail,
 }
@@ -94,6 +107,9 @@ struct ChatChoiceDelta<'a> {
     /// Null before the end.
     #[schema(required)]
     finish_reason: Option<FinishReason>,
+    /// With `return_token_ids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [u32]>,
 }
 
 /// What is added to the message.
@@ -193,16 +209,16 @@ pub(crate) struct Chat(ResponseMeta);
 impl Chat {
     fn choice<'a>(&self, (index, finished): (usize, &'a FinishedChoice)) -> ChatChoice<'a> {
         let logprobs = self.0.logprobs_of(&finished.scored);
-        ChatChoice { index, message: finished.into(), logprobs, finish_reason: finished.reason }
+        let token_ids = finished.ids.answer.as_deref();
+        ChatChoice { index, message: finished.into(), logprobs, finish_reason: finished.reason, token_ids }
     }
 
-    fn chunk<'a>(&'a self, choice: ChatChoiceDelta<'a>, timings: Option<Timings>) -> ChatCompletionChunk<'a> {
-        let tail = self.0.tail_of_event(timings);
-        ChatCompletionChunk { head: self.0.head(CHUNK), choices: vec![choice], tail }
+    fn chunk<'a>(&'a self, choice: ChatChoiceDelta<'a>, tail: CompletionTail) -> ChatCompletionChunk<'a> {
+        ChatCompletionChunk { head: self.0.head(CHUNK), choices: vec![choice], prompt_token_ids: None, tail }
     }
 
     fn chunk_without_choice(&self, tail: CompletionTail) -> ChatCompletionChunk<'_> {
-        ChatCompletionChunk { head: self.0.head(CHUNK), choices: Vec::new(), tail }
+        ChatCompletionChunk { head: self.0.head(CHUNK), choices: Vec::new(), prompt_token_ids: None, tail }
     }
 }
 
@@ -218,10 +234,12 @@ impl ApiFormat for Chat {
         Self(meta)
     }
 
-    fn whole(&self, choices: &[FinishedChoice]) -> String {
+    fn whole(&mut self, choices: &[FinishedChoice]) -> String {
         to_json(&ChatCompletion {
             head: self.0.head("chat.completion"),
             choices: choices.iter().enumerate().map(|one| self.choice(one)).collect(),
+            prompt_token_ids: choices.first().and_then(|choice| choice.ids.prompt.as_deref()),
+            prompt_logprobs: choices.first().and_then(|choice| choice.prompt_logprobs.as_deref()),
             usage: Usage::of(choices),
             timings: Timings::of(choices),
         })
@@ -233,20 +251,26 @@ impl ApiFormat for Chat {
 
     fn opening(&mut self, choice: usize, out: &mut SseEvents) {
         let delta = MessageDelta { role: Some("assistant"), content: Some(""), ..MessageDelta::default() };
-        let choice = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason: None };
-        out.push(&self.chunk(choice, None));
+        let choice =
+            ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason: None, token_ids: None };
+        let usage = job::Usage { prompt_tokens: self.0.prompt_tokens, ..job::Usage::default() };
+        out.push(&self.chunk(choice, self.0.tail_of_event(None, usage)));
     }
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut SseEvents) {
         let logprobs = self.0.logprobs_of(&delta.scored);
-        let delta = ChatChoiceDelta { index: choice, delta: delta.into(), logprobs, finish_reason: None };
-        out.push(&self.chunk(delta, None));
+        let token_ids = delta.ids.answer.as_deref();
+        let piece =
+            ChatChoiceDelta { index: choice, delta: delta.into(), logprobs, finish_reason: None, token_ids };
+        let chunk = self.chunk(piece, self.0.tail_of_event(None, delta.usage));
+        out.push(&ChatCompletionChunk { prompt_token_ids: delta.ids.prompt.as_deref(), ..chunk });
     }
 
     fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents) {
         let (delta, finish_reason) = (MessageDelta::default(), Some(finished.reason));
-        let last = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason };
-        out.push(&self.chunk(last, Some(Timings::of(slice::from_ref(finished)))));
+        let last = ChatChoiceDelta { index: choice, delta, logprobs: None, finish_reason, token_ids: None };
+        let timings = Some(Timings::of(slice::from_ref(finished)));
+        out.push(&self.chunk(last, self.0.tail_of_event(timings, finished.usage)));
     }
 
     fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents) {

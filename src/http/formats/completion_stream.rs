@@ -10,10 +10,13 @@ use std::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::logprobs::{ScoredToken, Scoring};
+use super::{
+    logprobs::{PromptLogprobs, ScoredToken, Scoring},
+    token_ids::{ReportedIds, TokenIds},
+};
 use crate::{
     executor::{Caller, Deadlines, Executor, SubmitError, Terms, Ticket},
-    http::middleware::RequestRecord,
+    http::{middleware::RequestRecord, request::TokenDetails},
     job::{self, Event, Failure, Finish, Job, MemoryReport, Step, TokenLogprobs},
     text::{AnswerDelta, AnswerParser, AnswerParserOptions, Call, Detokenizer, Text},
 };
@@ -33,8 +36,12 @@ pub(crate) struct AnswerOptions {
     pub(crate) wants_progress: bool,
     /// The text of the prompt where it is echoed, until the first text is sent.
     pub(crate) echo: Option<String>,
-    /// The first token of the prompt, if its log-probabilities were requested.
+    /// What the answer tells about tokens.
+    pub(crate) details: TokenDetails,
+    /// The first token of the prompt, if the answer begins with the prompt and its log-probabilities.
     pub(crate) first_scored: Option<u32>,
+    /// The ids of the prompt, if the answer has them.
+    pub(crate) prompt_ids: Option<Arc<[u32]>>,
     /// Whether nothing follows the prompt.
     pub(crate) prompt_only: bool,
     pub(crate) prompt_tokens: usize,
@@ -56,6 +63,7 @@ pub(crate) struct CompletionStream {
     state: StreamState,
     is_loading: bool,
     scores: Scores,
+    ids: TokenIds,
     /// Receives the token counts when this is dropped, complete or not.
     pub(crate) record: Option<RequestRecord>,
     parser: AnswerParser,
@@ -89,6 +97,10 @@ struct Scores {
     all: Vec<ScoredToken>,
     /// How many have been sent with a delta.
     sent: usize,
+    /// Those of the prompt, beginning with its first token, which has none; `None` if they were not requested.
+    of_prompt: Option<Vec<Option<PromptLogprobs>>>,
+    /// Alternatives to each token of the prompt.
+    prompt_top: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -138,6 +150,10 @@ pub(crate) struct Delta {
     pub(crate) calls: Vec<Call>,
     /// Tokens since the last delta, if log-probabilities were requested. Text that is held back is sent after its tokens.
     pub(crate) scored: Vec<ScoredToken>,
+    /// Ids of tokens since the last delta, if they were requested.
+    pub(crate) ids: ReportedIds,
+    /// Tokens of the prompt and of the choice so far.
+    pub(crate) usage: job::Usage,
 }
 
 /// A complete choice.
@@ -153,6 +169,10 @@ pub(crate) struct FinishedChoice {
     pub(crate) scored: Vec<ScoredToken>,
     /// How many of them are the prompt's.
     pub(crate) scored_prompt: usize,
+    /// Log-probabilities of the prompt by token id, if they were requested.
+    pub(crate) prompt_logprobs: Option<Vec<Option<PromptLogprobs>>>,
+    /// Ids of all tokens, if they were requested.
+    pub(crate) ids: ReportedIds,
     /// The last delta: text held back because it could have become a stop string or a tool call, and unsent log-probabilities.
     pub(crate) rest: Delta,
     pub(crate) reason: FinishReason,
@@ -177,7 +197,9 @@ impl FinishedChoice {
         const SCORE: usize = 128;
         let calls: usize = self.calls.iter().map(|call| call.arguments.len()).sum();
         let scores: usize = self.scored.iter().map(ScoredToken::alternatives).sum();
-        self.reasoning.len() + self.text.len() + calls + (self.scored.len() + scores) * SCORE
+        let of_prompt = self.prompt_logprobs.iter().flatten().flatten().map(PromptLogprobs::len);
+        let scores = self.scored.len() + scores + of_prompt.sum::<usize>();
+        self.reasoning.len() + self.text.len() + calls + scores * SCORE
     }
 
     /// Mean log-probability of the answer's tokens; negative infinity without any.
@@ -232,7 +254,7 @@ impl CompletionStream {
         }
         let parser = std::mem::take(&mut options.parser);
         decoder = parser.special_texts().fold(decoder, Detokenizer::with_special);
-        let mut scoring = Scoring::default();
+        let mut scoring = Scoring::new(options.details);
         let all = options.first_scored.map(|token| scoring.unscored(&text, token)).into_iter().collect();
         Self {
             ticket,
@@ -242,7 +264,16 @@ impl CompletionStream {
             completion_tokens: 0,
             state: if options.prompt_only { StreamState::PromptOnly } else { StreamState::Generating },
             is_loading: false,
-            scores: Scores { text, scoring, next: None, all, sent: 0 },
+            scores: Scores {
+                text,
+                scoring,
+                next: None,
+                all,
+                sent: 0,
+                of_prompt: options.details.prompt_top.map(|_| vec![None]),
+                prompt_top: options.details.prompt_top.unwrap_or(0),
+            },
+            ids: TokenIds::new(options.prompt_ids.take()),
             record: None,
             parser: AnswerParser::new(parser),
             content: AnswerDelta::default(),
@@ -292,12 +323,9 @@ impl CompletionStream {
             Event::Step(Step::Logprobs(score)) if score.position >= self.options.prompt_tokens => {
                 self.scores.next = Some(score)
             }
-            // The next prompt token. A worker that resumes the job repeats earlier ones, which the arm below drops. Position 0 is
-            // there from `echo`: the first token has no log-probability.
-            Event::Step(Step::Logprobs(score)) if score.position == self.scores.all.len() => {
-                self.scores.take(&score)
-            }
-            Event::Step(Step::Logprobs(_)) => {}
+            Event::Step(Step::Logprobs(score)) => self.scores.take_of_prompt(&score),
+            // Only jobs for embeddings have it.
+            Event::Step(Step::Embedding(_)) => {}
             Event::Loaded => self.is_loading = false,
             Event::Step(Step::Progress { .. }) => self.is_loading = false,
             Event::Step(Step::Token(token)) => return Ok(self.take_token(token)),
@@ -346,6 +374,7 @@ impl CompletionStream {
         if let Some(resume) = &mut self.resume {
             resume.answer.push(token);
         }
+        self.ids.push(token);
         let text = self.decoder.push(token).text;
         let content = self.parser.push(&text);
         self.reasoning_tokens += usize::from(self.parser.is_reasoning());
@@ -425,6 +454,8 @@ impl CompletionStream {
             calls,
             scored: std::mem::take(&mut self.scores.all),
             scored_prompt: if self.options.first_scored.is_some() { self.options.prompt_tokens } else { 0 },
+            prompt_logprobs: self.scores.of_prompt.take(),
+            ids: self.ids.take(),
             rest,
             usage: job::Usage {
                 prompt_tokens: self.options.prompt_tokens,
@@ -454,6 +485,12 @@ impl CompletionStream {
             text: fresh.content,
             calls: fresh.calls,
             scored: self.scores.unsent(),
+            ids: self.ids.unsent(),
+            usage: job::Usage {
+                prompt_tokens: self.options.prompt_tokens,
+                completion_tokens: self.completion_tokens,
+                cached_tokens: 0,
+            },
         }
     }
 }
@@ -515,14 +552,28 @@ impl Report {
 
 impl Delta {
     /// Whether nothing is added.
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.reasoning.is_empty() && self.text.is_empty() && self.calls.is_empty() && self.scored.is_empty()
+    pub(crate) fn is_empty(&self) -> bool {
+        let has_text = !(self.reasoning.is_empty() && self.text.is_empty() && self.calls.is_empty());
+        !has_text && self.scored.is_empty() && self.ids.is_empty()
     }
 }
 
 impl Scores {
     fn take(&mut self, score: &TokenLogprobs) {
         self.all.push(self.scoring.scored(&self.text, score));
+    }
+
+    /// Takes the score of the next token of the prompt. A worker that resumes the job repeats earlier ones, which are dropped.
+    /// Position 0 is there from the beginning: the first token has no log-probability.
+    fn take_of_prompt(&mut self, score: &TokenLogprobs) {
+        if let Some(of_prompt) = &mut self.of_prompt
+            && score.position == of_prompt.len()
+        {
+            of_prompt.push(Some(PromptLogprobs::new(&self.text, score, self.prompt_top)));
+        }
+        if score.position == self.all.len() {
+            self.take(score);
+        }
     }
 
     /// Scores that no delta had.

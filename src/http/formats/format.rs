@@ -16,9 +16,10 @@ use super::{
 use crate::{
     http::{
         error::ErrorBody,
-        request::{EchoedFields, GenerateRequest},
+        request::{EchoedFields, GenerateRequest, TokenDetails},
+        stored_responses::ToStore,
     },
-    job::JobId,
+    job::{self, JobId},
 };
 
 /// The wire format of one generating route.
@@ -54,10 +55,10 @@ pub(crate) trait ApiFormat: Send + 'static {
     fn new(meta: ResponseMeta) -> Self;
 
     /// The complete answer as JSON, with all choices in order.
-    fn whole(&self, choices: &[FinishedChoice]) -> String;
+    fn whole(&mut self, choices: &[FinishedChoice]) -> String;
 
     /// The answer to a request that only loads the model.
-    fn loaded(&self) -> String {
+    fn loaded(&mut self) -> String {
         self.whole(&[])
     }
 
@@ -94,25 +95,31 @@ pub(crate) struct ResponseMeta {
     pub(crate) seed: u64,
     /// `system_fingerprint`: changes with the model and with eka's version.
     pub(crate) fingerprint: String,
-    /// Whether log-probabilities were requested.
-    pub(crate) logprobs: bool,
+    /// What the answer tells about tokens.
+    pub(crate) details: TokenDetails,
     /// Whether a stream ends with OpenAI's usage chunk.
     pub(crate) include_usage: bool,
+    /// Whether each event has the usage of its choice so far.
+    pub(crate) continuous_usage: bool,
     /// Tokens of the prompt.
     pub(crate) prompt_tokens: usize,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
+    /// Where the answer is stored when it is complete, if it is.
+    pub(crate) stored: Option<ToStore>,
 }
 
 impl ResponseMeta {
     /// The log-probabilities of these tokens, if they were requested.
     pub(super) fn logprobs_of<'a, L: From<&'a [ScoredToken]>>(&self, tokens: &'a [ScoredToken]) -> Option<L> {
-        self.logprobs.then(|| tokens.into())
+        self.details.top.map(|_| tokens.into())
     }
 
-    /// The last fields of an event of a choice. Where usage follows at the end of the stream, it is null before.
-    pub(super) fn tail_of_event(&self, timings: Option<Timings>) -> CompletionTail {
-        CompletionTail { usage: self.include_usage.then_some(None), timings, prompt_progress: None }
+    /// The last fields of an event of a choice, which has `usage` so far. Where usage follows at the end of the stream, it is null
+    /// before, unless every event has it.
+    pub(super) fn tail_of_event(&self, timings: Option<Timings>, usage: job::Usage) -> CompletionTail {
+        let usage = self.continuous_usage.then(|| usage.into());
+        CompletionTail { usage: self.include_usage.then_some(usage), timings, prompt_progress: None }
     }
 
     /// The fields that OpenAI's completion objects begin with.

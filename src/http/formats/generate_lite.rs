@@ -71,7 +71,7 @@ impl ApiFormat for GenerateLite {
         Self(meta)
     }
 
-    fn whole(&self, choices: &[FinishedChoice]) -> String {
+    fn whole(&mut self, choices: &[FinishedChoice]) -> String {
         // No field of this format asks for more than one choice.
         choices.first().map_or_else(String::new, |finished| to_json(&self.document(finished)))
     }

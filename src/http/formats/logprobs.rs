@@ -1,10 +1,11 @@
 //! Log-probabilities in OpenAI's two shapes.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::{
+    http::request::TokenDetails,
     job::TokenLogprobs,
     text::{Text, TokenText},
 };
@@ -51,32 +52,76 @@ impl ScoredToken {
 }
 
 /// Makes scored tokens, in the order of the text.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Scoring {
     offset: usize,
+    /// Alternatives to each token.
+    top: usize,
+    names_ids: bool,
 }
 
 impl Scoring {
+    pub(crate) fn new(details: TokenDetails) -> Self {
+        Self { offset: 0, top: details.top.unwrap_or(0), names_ids: details.names_ids }
+    }
+
     /// A token with its score.
     pub(crate) fn scored(&mut self, text: &Text, score: &TokenLogprobs) -> ScoredToken {
-        let top = score.top.iter().map(|(id, logprob)| TokenLogprob::new(text.token(*id), Some(*logprob)));
-        self.next(text.token(score.token), Some(score.logprob), top.collect())
+        let top = score.top.iter().take(self.top);
+        let top = top.map(|(id, logprob)| self.named(text.token(*id), *id, Some(*logprob))).collect();
+        self.next(text, score.token, (Some(score.logprob), top))
     }
 
     /// A token that the model did not predict.
     pub(crate) fn unscored(&mut self, text: &Text, token: u32) -> ScoredToken {
-        self.next(text.token(token), None, Vec::new())
+        self.next(text, token, (None, Vec::new()))
     }
 
-    fn next(
-        &mut self,
-        token: TokenText,
-        logprob: Option<f32>,
-        top_logprobs: Vec<TokenLogprob>,
-    ) -> ScoredToken {
-        let offset = self.offset;
+    fn next(&mut self, text: &Text, id: u32, score: (Option<f32>, Vec<TokenLogprob>)) -> ScoredToken {
+        let ((logprob, top_logprobs), token, offset) = (score, text.token(id), self.offset);
         self.offset += token.characters();
-        ScoredToken { token: TokenLogprob::new(token, logprob), top_logprobs, offset }
+        ScoredToken { token: self.named(token, id, logprob), top_logprobs, offset }
+    }
+
+    fn named(&self, token: TokenText, id: u32, logprob: Option<f32>) -> TokenLogprob {
+        let token = TokenLogprob::new(token, logprob);
+        if self.names_ids { TokenLogprob { token: format!("token_id:{id}"), ..token } } else { token }
+    }
+}
+
+/// A token of the prompt, or an alternative to it, with its log-probability.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(crate) struct PromptLogprob {
+    logprob: f64,
+    /// 1 is the most probable token.
+    rank: usize,
+    decoded_token: String,
+}
+
+/// The log-probability of a token of the prompt and of the most probable tokens, by token id, as vLLM has it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PromptLogprobs(Vec<(u32, PromptLogprob)>);
+
+impl PromptLogprobs {
+    pub(crate) fn new(text: &Text, score: &TokenLogprobs, top: usize) -> Self {
+        let one = |id: u32, logprob: f32, rank| {
+            (id, PromptLogprob { logprob: logprob.into(), rank, decoded_token: text.token(id).text })
+        };
+        let own = one(score.token, score.logprob, score.rank);
+        let ranked = score.top.iter().take(top).zip(1..);
+        let others = ranked.filter(|((id, _), _)| *id != score.token);
+        Self([own].into_iter().chain(others.map(|((id, logprob), rank)| one(*id, *logprob, rank))).collect())
+    }
+
+    /// How many tokens it has.
+    pub(crate) const fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Serialize for PromptLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(id, logprob)| (id.to_string(), logprob)))
     }
 }
 

@@ -11,6 +11,7 @@ mod ollama;
 mod response_id;
 mod responses;
 mod sse;
+mod token_ids;
 mod usage;
 
 pub(super) use self::{

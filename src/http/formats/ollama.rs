@@ -235,14 +235,14 @@ impl<R: OllamaRoute> ApiFormat for OllamaFormat<R> {
         Self(meta, PhantomData)
     }
 
-    fn whole(&self, choices: &[FinishedChoice]) -> String {
+    fn whole(&mut self, choices: &[FinishedChoice]) -> String {
         choices.first().map_or_else(String::new, |finished| {
             let FinishedChoice { text, reasoning, calls, .. } = finished;
             to_json(&self.answer(Part { text, reasoning, calls }, finished.into()))
         })
     }
 
-    fn loaded(&self) -> String {
+    fn loaded(&mut self) -> String {
         to_json(&self.answer(Part::default(), OllamaEnd::loaded()))
     }
 

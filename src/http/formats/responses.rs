@@ -1,7 +1,6 @@
 //! `POST /v1/responses` in OpenAI's wire format, for text and calls of functions.
 //!
-//! Responses are not stored, so each request sends the whole conversation: an absent `store` means false, and
-//! `previous_response_id` is refused. A stream has typed, numbered events and ends with `response.completed`, or with
+//! A complete response is stored where the server [stores responses](crate::http::stored_responses). A stream has typed, numbered events and ends with `response.completed`, or with
 //! `response.incomplete` at the token limit.
 
 use std::slice;
@@ -22,7 +21,7 @@ use crate::{
         error::{ErrorBody, ErrorDetails},
         request::{EchoedFields, ResponseCall},
     },
-    text::Call,
+    text::{Arguments, Call, Message, ToolCall},
 };
 
 /// An answer of `/v1/responses`.
@@ -41,10 +40,10 @@ pub(crate) struct Response<'a> {
     incomplete_details: Option<IncompleteDetails>,
     model: &'a str,
     output: &'a [OutputItem],
-    /// Always null: responses are not stored.
+    /// The stored response that this one continues.
     #[schema(required)]
-    previous_response_id: Option<&'static str>,
-    /// Always false.
+    previous_response_id: Option<&'a str>,
+    /// Whether it is stored.
     store: bool,
     /// Always `disabled`.
     truncation: &'static str,
@@ -308,7 +307,7 @@ impl ApiFormat for Responses {
         Self { meta, sent_events: 0, items: Vec::new(), is_open: false }
     }
 
-    fn whole(&self, choices: &[FinishedChoice]) -> String {
+    fn whole(&mut self, choices: &[FinishedChoice]) -> String {
         let Some(finished) = choices.first() else { return String::new() };
         let done = |mut item: OutputItem, text: &str| {
             item.append(text);
@@ -324,7 +323,9 @@ impl ApiFormat for Responses {
         if let Some(last) = items.last_mut() {
             last.set_status(last_status(finished));
         }
-        to_json(&complete(&self.meta, &items, finished))
+        let document = to_json(&complete(&self.meta, &items, finished));
+        self.store(&document, finished);
+        document
     }
 
     fn progress(&mut self, progress: Progress, out: &mut SseEvents) {
@@ -358,8 +359,12 @@ impl ApiFormat for Responses {
         self.close(last_status(finished), out);
         let is_incomplete = finished.reason == FinishReason::Length;
         let kind = if is_incomplete { "response.incomplete" } else { "response.completed" };
-        let response = Box::new(complete(&self.meta, &self.items, finished));
-        push(out, &mut self.sent_events, kind, EventData::Response { response });
+        let response = complete(&self.meta, &self.items, finished);
+        let document = self.meta.stored.as_ref().map(|_| to_json(&response));
+        push(out, &mut self.sent_events, kind, EventData::Response { response: Box::new(response) });
+        if let Some(document) = document {
+            self.store(&document, finished);
+        }
     }
 
     /// The last event says that it is the last.
@@ -373,6 +378,22 @@ impl ApiFormat for Responses {
 }
 
 impl Responses {
+    /// Stores the complete response, if it is to be stored.
+    fn store(&mut self, document: &str, finished: &FinishedChoice) {
+        let Some(stored) = &mut self.meta.stored else { return };
+        let call = |call: &Call| {
+            let arguments = Arguments::Written(call.arguments.clone());
+            ToolCall::new(call.id.clone(), call.name.clone().unwrap_or_default(), arguments)
+        };
+        let answer = Message {
+            content: Some(finished.text.clone()).filter(|text| finished.calls.is_empty() || !text.is_empty()),
+            reasoning: Some(finished.reasoning.clone()).filter(|text| !text.is_empty()),
+            tool_calls: finished.calls.iter().map(call).collect(),
+            ..Message::new("assistant", "")
+        };
+        stored.store(&self.meta.id, document, answer);
+    }
+
     fn push_reasoning(&mut self, text: &str, out: &mut SseEvents) {
         if !self.is_open || !matches!(self.items.last(), Some(OutputItem::Reasoning { .. })) {
             self.open(OutputItem::reasoning(), out);
@@ -477,8 +498,8 @@ fn response(meta: &ResponseMeta, status: Status) -> Response<'_> {
         incomplete_details: None,
         model: &meta.model,
         output: &[],
-        previous_response_id: None,
-        store: false,
+        previous_response_id: meta.stored.as_ref().and_then(|stored| stored.previous.as_deref()),
+        store: meta.stored.is_some(),
         truncation: "disabled",
         usage: None,
         echoed: &meta.echoed,

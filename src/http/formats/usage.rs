@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::completion_stream::{FinishedChoice, Progress};
 use crate::{
-    job::{DevicePeak, Memory, MemoryReport},
+    job::{self, DevicePeak, Memory, MemoryReport},
     units::Bytes,
 };
 
@@ -50,6 +50,18 @@ impl Usage {
             completion_tokens,
             completion_tokens_details: (reasoning_tokens > 0)
                 .then_some(CompletionTokensDetails { reasoning_tokens }),
+            total_tokens: prompt_tokens + completion_tokens,
+        }
+    }
+}
+
+impl From<job::Usage> for Usage {
+    fn from(job::Usage { prompt_tokens, completion_tokens, cached_tokens }: job::Usage) -> Self {
+        Self {
+            prompt_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens,
+            completion_tokens_details: None,
             total_tokens: prompt_tokens + completion_tokens,
         }
     }

@@ -23,11 +23,11 @@ use crate::{
         formats::{
             ApiFormat, CompletionStream, CountedTokens, FinishedChoice, ResponseMeta, SseEvents, Update,
         },
-        middleware::RequestRecord,
+        middleware::{RequestRecord, auth},
         offload::Cost,
         request::{
-            ApiRequest, BestOf, Delivery, EncodeOptions, GenerateParams, GenerateRequest, RequestContext,
-            ServedModel, Taken,
+            ApiRequest, Delivery, EncodeOptions, FillInMiddle, GenerateParams, GenerateRequest,
+            RequestContext, ServedModel, Taken,
         },
         state::AppState,
     },
@@ -40,7 +40,9 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
     let (state, request) = (from.state.clone(), from.http.clone());
     let log_as = state.settings.log_prompts.then(|| request_id(&request));
     let server = state.clone();
-    let take = move |request: F::Request, text: &Text| resolve(request, text, &server, log_as);
+    let owner = auth::key(&request).map(|key| key.name().to_owned());
+    let take =
+        move |request: F::Request, text: &Text| resolve(request, text, (&server, owner.as_deref()), log_as);
     let Taken { text, value: mut params, share, ignored } = from.take(take).await?;
     let job = state.executor.new_id();
     let (delivery, choices, best_of) = (params.delivery, params.choices, params.best_of);
@@ -50,14 +52,16 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
         model: text.card().id.clone(),
         seed: params.sampling.seed,
         fingerprint: text.card().fingerprint.clone(),
-        logprobs: params.scores.is_some() && best_of.is_none_or(|best_of| !best_of.hides_scores),
+        details: params.details,
         include_usage: matches!(delivery, Delivery::Streamed { include_usage: true, .. }),
+        continuous_usage: matches!(delivery, Delivery::Streamed { continuous_usage: true, .. }),
         prompt_tokens: 0,
         echoed: std::mem::take(&mut params.echoed),
+        stored: params.stored.take(),
     };
     if params.loads_only {
         let load = Command::Load { model: text.card().id.as_str().into(), keep_alive: params.keep_alive };
-        return Ok(ignored.name_in(loaded(&state, load, &F::new(meta)).await?));
+        return Ok(ignored.name_in(loaded(&state, load, F::new(meta)).await?));
     }
     let record = RequestRecord::of(&request);
     record.iter().for_each(|record| trace_request(record, &params, F::OPERATION, &text.card().id));
@@ -72,7 +76,7 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
     let response = match delivery {
         Delivery::Whole => {
             let mut finished = finished(streams).await?;
-            if let Some(BestOf { sent, .. }) = best_of {
+            if let Some(sent) = best_of {
                 finished.chunks_mut(choices).for_each(|choices| leave_out(choices, sent));
             }
             whole(&state, finished, format).await?
@@ -87,7 +91,11 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
 }
 
 /// Loads the model of a request without a prompt, as Ollama does.
-async fn loaded<F: ApiFormat>(state: &AppState, load: Command, format: &F) -> Result<HttpResponse, ApiError> {
+async fn loaded<F: ApiFormat>(
+    state: &AppState,
+    load: Command,
+    mut format: F,
+) -> Result<HttpResponse, ApiError> {
     if let Some(commands) = &state.commands {
         for outcome in commands(load).await {
             outcome.outcome?;
@@ -99,18 +107,19 @@ async fn loaded<F: ApiFormat>(state: &AppState, load: Command, format: &F) -> Re
 /// `POST /v1/messages/count_tokens` and `/v1/responses/input_tokens`.
 pub(crate) async fn count_tokens<R: GenerateRequest>(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
     let server = from.state.clone();
-    let take = move |request: R, text: &Text| resolve(request, text, &server, None);
+    let owner = auth::key(&from.http).map(|key| key.name().to_owned());
+    let take = move |request: R, text: &Text| resolve(request, text, (&server, owner.as_deref()), None);
     let Taken { text, value: params, ignored, .. } = from.take(take).await?;
     let model = ServedModel { state: &from.state, text: &text };
     let input_tokens = model.encode(params.prompt, EncodeOptions::default()).await?.ids.len();
     Ok(ignored.name_in(HttpResponse::Ok().json(CountedTokens { input_tokens })))
 }
 
-/// Checks a request, and logs the prompt if `log_as` has the request's id.
+/// Checks the request of the API key `owner`, and logs the prompt if `log_as` has the request's id.
 fn resolve<R: GenerateRequest>(
     request: R,
     text: &Text,
-    state: &AppState,
+    (state, owner): (&AppState, Option<&str>),
     log_as: Option<String>,
 ) -> Result<GenerateParams, ApiError> {
     let context = RequestContext {
@@ -119,6 +128,8 @@ fn resolve<R: GenerateRequest>(
         tools: text.into(),
         sampling: state.sampling_defaults(text),
         has_chat_template: text.card().has_chat_template,
+        fill_in_middle: FillInMiddle::of(text),
+        stored: state.stored_responses.of(owner),
     };
     let params = request.resolve(&context)?;
     if let Some(request_id) = log_as {
@@ -168,7 +179,7 @@ fn leave_out(choices: &mut [FinishedChoice], sent: usize) {
 async fn whole<F: ApiFormat>(
     state: &AppState,
     choices: Vec<FinishedChoice>,
-    format: F,
+    mut format: F,
 ) -> Result<HttpResponse, ApiError> {
     let bytes = choices.iter().map(FinishedChoice::json_bytes).sum();
     let json =

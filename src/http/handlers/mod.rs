@@ -1,6 +1,7 @@
 //! One file per route or group of routes.
 
 pub(super) mod admin;
+pub(super) mod embeddings;
 pub(super) mod generate;
 pub(super) mod health;
 pub(super) mod models;
@@ -8,5 +9,6 @@ pub(super) mod ollama;
 pub(super) mod pages;
 pub(super) mod prompt_cache;
 pub(super) mod slot;
+pub(super) mod stored_responses;
 pub(super) mod submit;
 pub(super) mod tokenize;

@@ -125,7 +125,7 @@ pub(crate) async fn model(
     path: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let id = path.into_inner();
-    check_model(&request, &id)?;
+    check_model(&request, state.models.resolve(&id))?;
     Ok(HttpResponse::Ok().json(Model::new(&state, state.models.entry(Some(&id))?)))
 }
 

@@ -202,14 +202,6 @@ pub(crate) async fn refuse_changes() -> Result<HttpResponse, ApiError> {
     Err(ApiError::NotImplemented { what: "changing models by HTTP", instead })
 }
 
-/// `POST /api/embed` and `/api/embeddings`.
-pub(crate) async fn refuse_embeddings() -> Result<HttpResponse, ApiError> {
-    Err(ApiError::NotImplemented {
-        what: "the computation of embeddings",
-        instead: "use a server for embedding models",
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -112,7 +112,9 @@ async fn prepare(
             wants_progress: matches!(params.delivery, Delivery::Streamed { progress: true, .. }),
             prompt_only: params.prompt_only,
             echo,
-            first_scored: tokens.first().copied().filter(|_| scores_prompt),
+            details: params.details,
+            first_scored: tokens.first().copied().filter(|_| params.echo && params.details.top.is_some()),
+            prompt_ids: params.details.has_ids.then(|| tokens.as_slice().into()),
             prompt_tokens: tokens.len(),
             counts_prompt: true,
             arrived,
@@ -133,6 +135,7 @@ async fn prepare(
             cache_prompt: params.cache_prompt,
             cache_salt: cache_salt::digest(state, key, salt),
             end_tokens: end_tokens.clone(),
+            min_new_tokens: params.min_new,
             ..Job::new(id, tokens, max_new)
         };
         prepared.push((job, options));

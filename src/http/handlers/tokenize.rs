@@ -10,7 +10,7 @@
 //! gets them by default; `add_special` overrides both. Chat templates write their own. `add_special_tokens` is vLLM's name of
 //! `add_special`.
 
-use actix_web::{HttpResponse, http::header::ContentType};
+use actix_web::{HttpRequest, HttpResponse, http::header::ContentType, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -18,6 +18,7 @@ use crate::{
     http::{
         error::ApiError,
         formats::to_json,
+        middleware::auth,
         offload::Cost,
         request::{
             ApiRequest, ApplyTemplateRequest, DetokenizeRequest, Ignored, ServedModel, Source, Special,
@@ -65,6 +66,24 @@ pub(crate) struct Detokenized<'a> {
     prompt: &'a str,
 }
 
+/// What a tokenizer's configuration tells clients that render and count by themselves, as in vLLM.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct TokenizerInfo<'a> {
+    /// Always `PreTrainedTokenizerFast`: the tokenizer is read from tokenizer.json.
+    tokenizer_class: &'static str,
+    #[schema(required)]
+    bos_token: Option<&'a str>,
+    #[schema(required)]
+    eos_token: Option<String>,
+    /// Always null: nothing is padded.
+    #[schema(required)]
+    pad_token: Option<&'static str>,
+    #[schema(required)]
+    chat_template: Option<&'a str>,
+    vocab_size: usize,
+    model_max_length: Tokens,
+}
+
 /// The prompt that the chat template renders from messages.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct RenderedPrompt {
@@ -94,6 +113,24 @@ pub(crate) async fn tokenize(mut request: ApiRequest) -> Result<HttpResponse, Ap
         to_json(&Tokenized { count, tokens, max_model_len: max })
     };
     answer(&request.state, Cost::of_text(count), ignored, json).await
+}
+
+/// `GET /tokenizer_info`: that of the default model.
+pub(crate) async fn tokenizer_info(
+    request: HttpRequest,
+    state: web::Data<AppState>,
+) -> Result<HttpResponse, ApiError> {
+    let text = auth::model(&request, &state, None)?;
+    let card = text.card();
+    Ok(HttpResponse::Ok().json(TokenizerInfo {
+        tokenizer_class: "PreTrainedTokenizerFast",
+        bos_token: text.bos(),
+        eos_token: card.end_tokens.first().map(|end| text.token(*end).text),
+        pad_token: None,
+        chat_template: text.templates().next().map(|template| template.source().text()),
+        vocab_size: card.vocabulary,
+        model_max_length: state.context_length(text),
+    }))
 }
 
 /// `POST /detokenize`.

@@ -17,7 +17,10 @@ use actix_web::{
 use super::{access_log::RequestRecord, cors, host};
 use crate::{
     auth::{ExhaustedLimit, Key, Rules},
-    http::{error::ApiError, model_registry::ModelRegistry, route_info::Access, state::AppState},
+    http::{
+        connections::ConnectionHandle, error::ApiError, model_registry::ModelRegistry, route_info::Access,
+        state::AppState,
+    },
     text::Text,
 };
 
@@ -136,6 +139,7 @@ pub(crate) fn model_for<'a>(
     models: &'a ModelRegistry,
     asked: Option<&str>,
 ) -> Result<&'a Arc<Text>, ApiError> {
+    let asked = asked.map(|asked| models.resolve(asked));
     if let Some(asked) = asked {
         check_model_for(key, asked)?;
     }
@@ -163,8 +167,9 @@ fn check_model_for(key: Option<&Key>, model: &str) -> Result<(), ApiError> {
 /// Whether the request comes directly from this machine. The client of a proxy may be anywhere, so proxied requests do not
 /// count.
 fn is_local(request: &HttpRequest) -> bool {
-    let is_local = request.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-    is_local && !request.headers().keys().any(|name| is_added_by_proxies(name.as_str()))
+    let is_loopback = request.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+    let is_socket = request.conn_data::<ConnectionHandle>().is_some_and(ConnectionHandle::is_local_socket);
+    (is_loopback || is_socket) && !request.headers().keys().any(|name| is_added_by_proxies(name.as_str()))
 }
 
 /// Whether proxies add this header to the requests that they pass on.

@@ -82,7 +82,7 @@ pub(crate) fn preflight(request: &ServiceRequest, is_allowed: bool) -> Result<Ht
         return Err(ApiError::OriginNotAllowed);
     }
     let mut answer = HttpResponse::NoContent();
-    answer.insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST"));
+    answer.insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, DELETE"));
     answer.insert_header((header::ACCESS_CONTROL_MAX_AGE, REMEMBER));
     // All requested headers: `*` would not include `authorization`.
     if let Some(wanted) = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS) {

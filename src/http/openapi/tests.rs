@@ -154,12 +154,14 @@ fn check_schema<R: ReadObject>(fields: &[(Index, Value)], base: &Value) -> Resul
     Ok(())
 }
 
-static CONTEXT: LazyLock<RequestContext> = LazyLock::new(|| RequestContext {
+static CONTEXT: LazyLock<RequestContext<'_>> = LazyLock::new(|| RequestContext {
     vocabulary: 100,
     deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
     tools: ToolContext { format: ToolSupport::of("").format(), is_marker_special: false },
     sampling: SamplingDefaults::default(),
     has_chat_template: true,
+    fill_in_middle: None,
+    stored: None,
 });
 
 fn check_limits<R: GenerateRequest>(fields: &[(Index, Value)], base: &Value) {

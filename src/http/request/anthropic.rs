@@ -135,7 +135,7 @@ impl FieldType for AnthropicTools {
 }
 
 impl GenerateRequest for MessagesRequest {
-    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
+    fn resolve(self, context: &RequestContext<'_>) -> Result<GenerateParams, FieldError> {
         let (choice, parallel) = self.choice();
         let tools = self.tools.into_iter().flatten().collect::<Vec<_>>();
         let tools = with_unique_names(tools, &Location::default())?;

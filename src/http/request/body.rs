@@ -5,7 +5,8 @@
 //! ([`check_length`]).
 //!
 //! The content type has to be JSON, because a web page may send forms and plain text to any other site, but JSON only to sites
-//! that allow it (CORS). For the same reason, a body without a content type is refused.
+//! that allow it (CORS). For the same reason, a body without a content type is refused. Ollama has no such rule, and its documentation
+//! and clients send JSON as forms or without a type: on Ollama's routes any type is taken, unless a browser sent it.
 //!
 //! [`Body::parse`] decodes and parses; for large bodies [`offload`](crate::http::offload) runs it on another thread.
 
@@ -31,7 +32,12 @@ use tokio::time::timeout;
 use super::schema::{Fields, Ignored, ReadObject};
 use crate::{
     http::{
-        body_memory::Share, connections::ConnectionHandle, error::ApiError, middleware::auth, offload::Cost,
+        body_memory::Share,
+        connections::ConnectionHandle,
+        error::ApiError,
+        error_shape::ErrorShape,
+        middleware::{RequestRecord, auth},
+        offload::Cost,
         state::AppState,
     },
     text::Text,
@@ -141,7 +147,9 @@ impl ApiRequest {
     }
 
     fn check_head(&self) -> Result<(), ApiError> {
-        check_head(self.http.headers(), self.state.settings.body_limit)
+        let record = RequestRecord::of(&self.http);
+        let is_ollama = record.is_some_and(|record| matches!(record.route().errors, ErrorShape::Ollama));
+        check_head(self.http.headers(), self.state.settings.body_limit, is_ollama)
     }
 
     async fn bytes(&mut self) -> Result<Body, ApiError> {
@@ -156,13 +164,18 @@ impl ApiRequest {
     }
 }
 
-/// Checks the headers that describe the body.
+/// Checks the headers that describe the body, of a route of Ollama's API if it `is_ollama`.
 ///
 /// # Errors
 /// When any such body would be refused.
-fn check_head(headers: &HeaderMap, limit: units::Bytes) -> Result<(), ApiError> {
+fn check_head(headers: &HeaderMap, limit: units::Bytes, is_ollama: bool) -> Result<(), ApiError> {
     check_length(headers, limit)?;
     encoding(headers)?;
+    // Browsers say with every POST which page it comes from.
+    let is_from_page = headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site");
+    if is_ollama && !is_from_page {
+        return Ok(());
+    }
     let kind = headers.get(header::CONTENT_TYPE);
     match kind {
         Some(kind) if is_json(kind.as_bytes()) => Ok(()),
@@ -311,7 +324,7 @@ mod tests {
         for (name, value) in pairs {
             headers.append(name.clone(), HeaderValue::from_static(value));
         }
-        check_head(&headers, Bytes::mib(1))
+        check_head(&headers, Bytes::mib(1), false)
     }
 
     fn gzip(text: &[u8]) -> Vec<u8> {

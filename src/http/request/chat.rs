@@ -3,16 +3,18 @@
 use super::{
     compat,
     generation::{
-        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens,
+        Delivery, GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices,
+        max_tokens,
     },
     messages::messages,
     prompt::Prompt,
     schema::{Modify, boolean, integer, shape},
     thinking::ThinkingFields,
+    token_details::{TokenDetails, TokenFields},
     tool_definitions::{Tool, ToolChoice, chat_tools, tool_choice},
     tools::ToolSet,
 };
-use crate::{http::field_error::FieldError, job::LogprobOptions, text::Conversation, units::Tokens};
+use crate::{http::field_error::FieldError, text::Conversation, units::Tokens};
 
 /// Most alternatives to each token.
 const MAX_TOP_LOGPROBS: usize = 20;
@@ -22,6 +24,7 @@ shape! {
     pub(crate) struct ChatRequest {
         ..generation: Generation;
         ..thinking: ThinkingFields;
+        ..tokens: TokenFields;
         /// The conversation so far.
         messages: Conversation = messages();
         /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
@@ -40,12 +43,12 @@ shape! {
         /// Whether one answer may have several calls.
         parallel_tool_calls: bool = boolean().or(true);
     }
-    accepts compat::OPENAI, compat::CHAT, compat::PEERS;
+    accepts compat::OPENAI, compat::NOT_STORED, compat::CHAT, compat::PEERS;
 }
 
 impl GenerateRequest for ChatRequest {
-    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
-        let (choices, scores, max_new) = (self.n, self.scores()?, self.max_new()?);
+    fn resolve(self, context: &RequestContext<'_>) -> Result<GenerateParams, FieldError> {
+        let (choices, details, max_new) = (self.n, self.details()?, self.max_new()?);
         let choice = self.tool_choice.unwrap_or(ToolChoice::Auto);
         let tools = ToolSet::new(self.tools, choice, self.parallel_tool_calls)?;
         let (mut conversation, thinking) = self.thinking.apply(self.messages)?;
@@ -54,15 +57,19 @@ impl GenerateRequest for ChatRequest {
         }
         let route = RouteParams { tools, ..RouteParams::new(Prompt::Conversation(conversation), max_new) };
         let params = self.generation.resolve(route, context)?;
-        Ok(GenerateParams { choices, scores, ..params }.with_thinking(thinking))
+        if params.delivery != Delivery::Whole {
+            details.check_streamed()?;
+        }
+        let scores = details.scores(false);
+        Ok(GenerateParams { choices, scores, details, ..params }.with_thinking(thinking))
     }
 }
 
 impl ChatRequest {
-    fn scores(&self) -> Result<Option<LogprobOptions>, FieldError> {
+    fn details(&self) -> Result<TokenDetails, FieldError> {
         match self.top_logprobs {
             Some(1..) if !self.logprobs => Err(FieldError::requires("top_logprobs", "\"logprobs\": true")),
-            top => Ok(self.logprobs.then(|| LogprobOptions { top: top.unwrap_or(0), prompt: false })),
+            top => Ok(self.tokens.resolve(self.logprobs.then_some(top.unwrap_or(0)))),
         }
     }
 

@@ -3,11 +3,13 @@
 use super::{
     compat,
     generation::{
-        BestOf, Delivery, GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices,
+        Delivery, GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices,
         max_tokens_or_none,
     },
+    infill,
     prompt::{MAX_PROMPTS, Prompt, prompts},
-    schema::{Modify, boolean, integer, shape},
+    schema::{Modify, boolean, integer, shape, string},
+    token_details::TokenFields,
 };
 use crate::{http::field_error::FieldError, job::LogprobOptions, units::Tokens};
 
@@ -18,6 +20,7 @@ shape! {
     /// A request of `/v1/completions`.
     pub(crate) struct CompletionRequest {
         ..generation: Generation;
+        ..tokens: TokenFields;
         /// The texts to continue: at most 64. Each has `n` choices, which follow each other in the answer.
         prompt: Vec<Prompt> = prompts();
         /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for. 0 requires
@@ -28,21 +31,24 @@ shape! {
         /// Answers to generate for each prompt, by default `n`. If they are more, the `n` with the greatest mean
         /// log-probability of a token are sent, the best one first. Not for streams.
         best_of: Option<usize> = choices().optional();
+        /// The text after the gap that the answer fills, for models whose tokenizer has tokens for this. The prompt is the text
+        /// before it.
+        suffix: Option<String> = string().optional().unset_at("\"\"");
         /// The answer begins with the prompt.
         echo: bool = boolean().or(false);
         /// Adds the log-probabilities of the answer's tokens, and of this many alternatives to each.
         logprobs: Option<usize> = integer(0..=MAX_LOGPROBS).optional().unset_at("false");
     }
-    accepts compat::OPENAI, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
+    accepts compat::OPENAI, compat::NOT_STORED, compat::COMPLETIONS, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
 }
 
 impl GenerateRequest for CompletionRequest {
-    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
+    fn resolve(self, context: &RequestContext<'_>) -> Result<GenerateParams, FieldError> {
         self.check_best_of()?;
         self.check_sequences()?;
         let (choices, echo) = (self.choices(), self.echo);
-        let best_of =
-            (choices > self.n).then_some(BestOf { sent: self.n, hides_scores: self.logprobs.is_none() });
+        let best_of = (choices > self.n).then_some(self.n);
+        let details = self.tokens.resolve(self.logprobs);
         let prompt_only = self.max_tokens == Some(Tokens(0));
         if prompt_only && !echo {
             let message =
@@ -51,20 +57,30 @@ impl GenerateRequest for CompletionRequest {
         }
         // The model generates at least one token.
         let max_new = self.max_tokens.map(|most| most.max(Tokens(1)));
-        let mut prompts = self.prompt.into_iter();
+        let mut generation = self.generation;
+        let mut prompts = self.prompt;
+        if let Some(suffix) = &self.suffix {
+            if echo {
+                return Err(FieldError::conflict("echo", "suffix"));
+            }
+            generation.stop_token_ids.extend(infill::apply(&mut prompts, suffix, context)?);
+        }
+        let mut prompts = prompts.into_iter();
         let first = prompts.next().ok_or_else(|| FieldError::EmptyPrompt { param: "prompt".into() })?;
         let more_prompts: Vec<Prompt> = prompts.collect();
         for (index, prompt) in more_prompts.iter().enumerate() {
             prompt.check(&format!("prompt[{}]", index + 1), context.vocabulary)?;
         }
-        let params = self.generation.resolve(RouteParams::new(first, max_new), context)?;
-        let scores = self.logprobs.map(|top| LogprobOptions { top, prompt: echo });
-        let scores = scores.or(best_of.map(|_| LogprobOptions { top: 0, prompt: false }));
+        let params = generation.resolve(RouteParams::new(first, max_new), context)?;
+        if params.delivery != Delivery::Whole {
+            details.check_streamed()?;
+        }
+        let scores = details.scores(echo).or(best_of.map(|_| LogprobOptions { top: 0, prompt: false }));
         if best_of.is_some() && params.delivery != Delivery::Whole {
             let message = "cannot be combined with a best_of above n, which is known at the end only";
             return Err(FieldError::value("stream", message));
         }
-        Ok(GenerateParams { more_prompts, choices, best_of, echo, prompt_only, scores, ..params })
+        Ok(GenerateParams { more_prompts, choices, best_of, echo, prompt_only, scores, details, ..params })
     }
 }
 

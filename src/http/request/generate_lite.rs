@@ -20,11 +20,11 @@ shape! {
         /// Most tokens of the answer; by default `engine.default_max_new_tokens` or what the context has room for.
         max_new_tokens: Option<Tokens> = max_tokens();
     }
-    accepts compat::OPENAI, compat::SINGLE, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
+    accepts compat::OPENAI, compat::NOT_STORED, compat::WITHOUT_TOKENS, compat::SINGLE, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
 }
 
 impl GenerateRequest for GenerateLiteRequest {
-    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
+    fn resolve(self, context: &RequestContext<'_>) -> Result<GenerateParams, FieldError> {
         let prompt = Prompt::choose(self.prompt, self.messages)?;
         let route = RouteParams { default_temperature: 0.0, ..RouteParams::new(prompt, self.max_new_tokens) };
         self.generation.resolve(route, context)

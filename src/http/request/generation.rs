@@ -10,6 +10,7 @@ use super::{
     cache_salt::cache_salt,
     compat,
     echoed_fields::EchoedFields,
+    fill_in_middle::FillInMiddle,
     keep_alive::keep_alive,
     prompt::{Prompt, check_ids, token_ids},
     response_format::{FormatFields, OutputConstraint, TextFormat},
@@ -19,11 +20,15 @@ use super::{
         string, string_list,
     },
     thinking::Thinking,
+    token_details::TokenDetails,
     tools::{ToolContext, ToolSet},
 };
 use crate::{
     executor::{Deadlines, Terms},
-    http::field_error::FieldError,
+    http::{
+        field_error::FieldError,
+        stored_responses::{StoredForClient, ToStore},
+    },
     job::{KeepAlive, LogprobOptions, Priority, Sampling, SamplingDefaults},
     text::ToolCallParserOptions,
     units::Tokens,
@@ -55,6 +60,8 @@ shape! {
         stop: Vec<String> = stop_strings().or_empty().unset_at("\"\"");
         /// The answer ends before any of these tokens.
         stop_token_ids: Vec<u32> = token_ids().items(0..=MAX_STOP_TOKENS).or_empty();
+        /// Fewest tokens of the answer: no end token ends it before. A stop string may.
+        min_tokens: usize = integer(0..=u32::MAX as usize).or(0);
         /// End tokens of the model do not end the answer.
         ignore_eos: bool = boolean().or(false);
         /// Sends the answer as server-sent events while it is generated.
@@ -87,6 +94,8 @@ shape! {
     pub(crate) struct StreamOptions {
         /// Adds a last event with the usage of all choices.
         include_usage: bool = boolean().or(false);
+        /// With `include_usage`, each event has the usage of its choice so far.
+        continuous_usage_stats: bool = boolean().or(false);
     }
     accepts compat::STREAM_OPTIONS;
 }
@@ -134,12 +143,12 @@ pub(crate) trait GenerateRequest: ReadObject {
     ///
     /// # Errors
     /// When fields contradict each other or exceed a limit.
-    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError>;
+    fn resolve(self, context: &RequestContext<'_>) -> Result<GenerateParams, FieldError>;
 }
 
 /// What requests are checked against.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RequestContext {
+pub(crate) struct RequestContext<'a> {
     /// Number of token ids of the model.
     pub(crate) vocabulary: usize,
     /// Defaults, and the longest that a request may ask for.
@@ -149,6 +158,10 @@ pub(crate) struct RequestContext {
     pub(crate) sampling: SamplingDefaults,
     /// Whether the model can answer a conversation.
     pub(crate) has_chat_template: bool,
+    /// How the model fills in the middle of a text, if it can.
+    pub(crate) fill_in_middle: Option<FillInMiddle>,
+    /// Responses that the server has stored for this client; `None` where it stores none.
+    pub(crate) stored: Option<StoredForClient<'a>>,
 }
 
 /// What to generate, and under which conditions.
@@ -169,11 +182,16 @@ pub(crate) struct GenerateParams {
     pub(crate) thinking: Thinking,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
+    /// The conversation, if the answer is stored.
+    pub(crate) stored: Option<ToStore>,
     /// How many answers to generate for each prompt.
     pub(crate) choices: usize,
-    /// Which of them are sent; `None` means all.
-    pub(crate) best_of: Option<BestOf>,
+    /// How many of them are sent: those with the greatest mean log-probability of a token. `None` means all.
+    pub(crate) best_of: Option<usize>,
+    /// What the model scores.
     pub(crate) scores: Option<LogprobOptions>,
+    /// What the answer tells about tokens.
+    pub(crate) details: TokenDetails,
     /// Whether the request only loads the model.
     pub(crate) loads_only: bool,
     /// Whether the answer begins with the prompt.
@@ -183,6 +201,8 @@ pub(crate) struct GenerateParams {
     pub(crate) stop: Vec<String>,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) ignore_eos: bool,
+    /// Fewest tokens of the answer.
+    pub(crate) min_new: usize,
     /// Whether the prompt may reuse cached prompts and is cached itself.
     pub(crate) cache_prompt: bool,
     /// Separates cached prompts from those with another salt, or with none.
@@ -200,14 +220,6 @@ impl GenerateParams {
     }
 }
 
-/// The choices of a prompt that are sent: those with the greatest mean log-probability of a token.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BestOf {
-    pub(crate) sent: usize,
-    /// Whether the log-probabilities are for ranking only.
-    pub(crate) hides_scores: bool,
-}
-
 /// How the answer is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
@@ -217,6 +229,8 @@ pub(crate) enum Delivery {
     Streamed {
         /// With OpenAI's chunk of usage at the end.
         include_usage: bool,
+        /// With the usage so far in every event.
+        continuous_usage: bool,
         /// With events about a long prompt.
         progress: bool,
     },
@@ -245,7 +259,7 @@ impl Generation {
     pub(super) fn resolve(
         self,
         route: RouteParams,
-        context: &RequestContext,
+        context: &RequestContext<'_>,
     ) -> Result<GenerateParams, FieldError> {
         let delivery = self.delivery()?;
         let is_limited = route.max_new.is_some();
@@ -269,6 +283,7 @@ impl Generation {
             let ends = [!self.stop_token_ids.is_empty(), self.ignore_eos];
             constraint.check_ends(ends)?;
         }
+        check_min_tokens(self.min_tokens, route.max_new, constraint.as_ref())?;
         Ok(GenerateParams {
             prompt: route.prompt,
             more_prompts: Vec::new(),
@@ -282,12 +297,15 @@ impl Generation {
             choices: 1,
             best_of: None,
             scores: None,
+            details: TokenDetails::default(),
+            stored: None,
             loads_only: false,
             echo: false,
             prompt_only: false,
             stop: self.stop,
             stop_token_ids: self.stop_token_ids,
             ignore_eos: self.ignore_eos,
+            min_new: self.min_tokens,
             cache_prompt: self.cache_prompt,
             cache_salt: self.cache_salt,
             delivery,
@@ -298,9 +316,12 @@ impl Generation {
 
     fn delivery(&self) -> Result<Delivery, FieldError> {
         let include_usage = self.stream_options.as_ref().is_some_and(|options| options.include_usage);
+        let continuous_usage =
+            self.stream_options.as_ref().is_some_and(|options| options.continuous_usage_stats)
+                && include_usage;
         let progress = self.return_progress;
         match self.stream {
-            true => Ok(Delivery::Streamed { include_usage, progress }),
+            true => Ok(Delivery::Streamed { include_usage, continuous_usage, progress }),
             false if progress => Err(FieldError::requires("return_progress", STREAM)),
             false if include_usage => Err(FieldError::requires("stream_options", STREAM)),
             false => Ok(Delivery::Whole),
@@ -317,6 +338,22 @@ impl Generation {
         let total = within("timeout_ms", self.timeout_ms, max.total)?.unwrap_or(max.total);
         let max_time = within("max_time_ms", self.max_time_ms, max.total)?;
         Ok(Terms { priority, max_time, ..Deadlines { queue, total }.into() })
+    }
+}
+
+/// Checks that an answer of `max` tokens in this form can have `min` tokens.
+fn check_min_tokens(
+    min: usize,
+    max: Option<Tokens>,
+    constraint: Option<&OutputConstraint>,
+) -> Result<(), FieldError> {
+    if let Some(max) = max.filter(|max| max.0 < min) {
+        let message = format!("is {min}, above the limit of {max} for the answer; send {} or less", max.0);
+        return Err(FieldError::value("min_tokens", message));
+    }
+    match constraint {
+        Some(constraint) if min > 0 => Err(FieldError::conflict("min_tokens", &constraint.param)),
+        _ => Ok(()),
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     messages::{arguments, content, no_arguments},
     schema::{FieldType, Modify, array, either, object, one_of, shape, string, tagged_shape},
 };
-use crate::text::{Arguments, Conversation, Message, ToolCall};
+use crate::text::{Arguments, Message, ToolCall};
 
 tagged_shape! {
     /// A message, a call that the assistant made, or its result.
@@ -94,10 +94,9 @@ pub(crate) fn input() -> impl FieldType<Value = Input> {
 }
 
 impl Input {
-    /// The conversation, with `instructions` as its first message.
-    pub(crate) fn conversation(self, instructions: Option<String>) -> Conversation {
-        let mut messages: Vec<Message> =
-            instructions.into_iter().map(|text| Message::new("system", text)).collect();
+    /// The messages, after those `before`.
+    pub(crate) fn messages(self, before: Vec<Message>) -> Vec<Message> {
+        let mut messages = before;
         match self {
             Self::Text(text) => messages.push(Message::new("user", text)),
             Self::Items(items) => {
@@ -112,7 +111,7 @@ impl Input {
                 }
             }
         }
-        messages.into()
+        messages
     }
 }
 

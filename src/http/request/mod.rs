@@ -10,9 +10,12 @@ mod closed_objects;
 mod compat;
 mod completions;
 mod echoed_fields;
+mod embeddings;
+mod fill_in_middle;
 mod gbnf;
 mod generate_lite;
 mod generation;
+mod infill;
 mod input_items;
 mod keep_alive;
 mod messages;
@@ -24,6 +27,7 @@ mod responses;
 mod sampling;
 pub(super) mod schema;
 mod thinking;
+mod token_details;
 pub(super) mod tokenize;
 mod tool_definitions;
 mod tools;
@@ -35,14 +39,20 @@ pub(super) use self::{
     chat::ChatRequest,
     completions::CompletionRequest,
     echoed_fields::EchoedFields,
+    embeddings::{
+        EmbeddingFormat, EmbeddingRequest, EmbeddingTerms, OllamaEmbedRequest, OllamaEmbeddingsRequest,
+        RerankRequest,
+    },
+    fill_in_middle::FillInMiddle,
     generate_lite::GenerateLiteRequest,
-    generation::{BestOf, Delivery, GenerateParams, GenerateRequest, RequestContext},
+    generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
     ollama::{OllamaChatRequest, OllamaGenerateRequest, ShowRequest},
     prompt::Prompt,
     prompt_tokens::{EncodeOptions, ServedModel, Special},
     response_format::OutputConstraint,
     responses::ResponseCall,
     schema::{Fields, Ignored, ReadObject, Schemas},
+    token_details::TokenDetails,
     tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},
     tools::ToolContext,
 };

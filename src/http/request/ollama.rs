@@ -149,7 +149,7 @@ fn format() -> impl FieldType<Value = TextFormat> {
 }
 
 impl GenerateRequest for OllamaChatRequest {
-    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
+    fn resolve(self, context: &RequestContext<'_>) -> Result<GenerateParams, FieldError> {
         let tools = ToolSet::new(self.tools, ToolChoice::Auto, true)?;
         let is_empty = self.messages.is_empty();
         let messages: Vec<_> = self.messages.into_iter().map(OllamaInputMessage::into_message).collect();
@@ -158,7 +158,7 @@ impl GenerateRequest for OllamaChatRequest {
 }
 
 impl GenerateRequest for OllamaGenerateRequest {
-    fn resolve(self, context: &RequestContext) -> Result<GenerateParams, FieldError> {
+    fn resolve(self, context: &RequestContext<'_>) -> Result<GenerateParams, FieldError> {
         let (is_empty, text) = (self.prompt.is_none(), self.prompt.unwrap_or_default());
         if self.raw || !context.has_chat_template {
             return self.fields.generate(Prompt::Text(text), None, is_empty, context);
@@ -175,7 +175,7 @@ impl OllamaFields {
         self,
         (conversation, tools): (Conversation, Option<ToolSet>),
         is_empty: bool,
-        context: &RequestContext,
+        context: &RequestContext<'_>,
     ) -> Result<GenerateParams, FieldError> {
         let request = ThinkingRequest {
             is_on: match self.think {
@@ -203,7 +203,7 @@ impl OllamaFields {
         prompt: Prompt,
         tools: Option<ToolSet>,
         is_empty: bool,
-        context: &RequestContext,
+        context: &RequestContext<'_>,
     ) -> Result<GenerateParams, FieldError> {
         let mut generation = Generation::take(&mut Fields::default())?;
         (generation.stream, generation.keep_alive) = (self.stream, self.keep_alive);

@@ -50,14 +50,23 @@ pub(super) const MAX_PROMPTS: usize = 64;
 
 /// OpenAI's `prompt` of completions: one prompt, or an array of them.
 pub(crate) fn prompts() -> impl FieldType<Value = Vec<Prompt>> {
-    custom(read_prompts, prompts_schema)
+    custom(read_prompts::<MAX_PROMPTS>, prompts_schema::<MAX_PROMPTS>)
         .named("Prompts", "A text, the ids of its tokens, or an array of either: a prompt each.")
 }
 
-fn read_prompts(value: Value, at: &Location) -> Result<Vec<Prompt>, FieldError> {
+/// Most texts of one request for embeddings, as in OpenAI's API.
+const MAX_TEXTS: usize = 2048;
+
+/// OpenAI's `input` of embeddings: one text, or an array of them.
+pub(crate) fn texts() -> impl FieldType<Value = Vec<Prompt>> {
+    custom(read_prompts::<MAX_TEXTS>, prompts_schema::<MAX_TEXTS>)
+        .named("Texts", "A text, the ids of its tokens, or an array of either: a text each.")
+}
+
+fn read_prompts<const MAX: usize>(value: Value, at: &Location) -> Result<Vec<Prompt>, FieldError> {
     match value {
         Value::Array(items) if matches!(items.first(), Some(Value::String(_) | Value::Array(_))) => {
-            check_count(items.len(), &(1..=MAX_PROMPTS), at)?;
+            check_count(items.len(), &(1..=MAX), at)?;
             let items = items.into_iter().enumerate();
             items.map(|(index, item)| read_one(item, &at.item(index))).collect()
         }
@@ -65,11 +74,11 @@ fn read_prompts(value: Value, at: &Location) -> Result<Vec<Prompt>, FieldError> 
     }
 }
 
-fn prompts_schema(schemas: &mut Schemas) -> Value {
+fn prompts_schema<const MAX: usize>(schemas: &mut Schemas) -> Value {
     let text = string().bytes(1..=usize::MAX).schema(schemas);
     let ids = token_ids().items(1..=usize::MAX).schema(schemas);
     let each = json!({ "oneOf": [text, ids] });
-    json!({ "oneOf": [text, ids, counted(each, &(1..=MAX_PROMPTS))] })
+    json!({ "oneOf": [text, ids, counted(each, &(1..=MAX))] })
 }
 
 /// A prompt: a string, an array of token ids, or an array of one of either; not empty.

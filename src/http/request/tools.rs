@@ -117,15 +117,29 @@ impl ToolSet {
             if self.is_enforced(tool) {
                 let path = format!("{}.parameters", tool.path);
                 schema = object_schema(&tool.schema, &path)?;
+                if context.format.has_separate_arguments() {
+                    refuse_counts(&schema, &path)?;
+                }
                 parts.push((path, Constraint::Schema(schema.to_string())));
             }
             embedded.push((tool.name.as_str(), schema));
         }
         let calls = Calls { required: self.is_required(), single: self.single };
         let tools = embedded.iter().map(|(name, schema)| (*name, schema));
-        let constraint = Constraint::Lark(context.format.grammar(calls, tools, constraint::embedded));
+        let constraint = Constraint::Lark(context.format.grammar(calls, tools, constraint::SCHEMA_SYNTAX));
         Ok(Some(OutputConstraint { constraint, param: "tools".into(), parts }))
     }
+}
+
+/// Refuses limits of the number of arguments, where each is written as a text of its own.
+fn refuse_counts(schema: &Value, path: &str) -> Result<(), FieldError> {
+    let Some(keyword) =
+        ["minProperties", "maxProperties"].into_iter().find(|name| schema.get(name).is_some())
+    else {
+        return Ok(());
+    };
+    let message = "cannot be enforced in this model's format of calls; list the arguments in `required`, or leave it out";
+    Err(FieldError::value(format!("{path}.{keyword}"), message))
 }
 
 /// The schema of arguments, which are always an object.

@@ -3,10 +3,10 @@
 //! Assembled from the parts of actix-web's `HttpServer`, which does not allow a wrapper around the connection such as
 //! [`Connection`].
 
-use std::{io, net, time::Duration};
+use std::{cell::OnceCell, future::ready, io, net, pin::Pin, sync::Arc, time::Duration};
 
 use actix_http::{ConnectionType, HttpMessage, HttpService, Protocol, Request, error::DispatchError};
-use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
     App, Error, HttpRequest, ResponseError,
     dev::{AppConfig, Server, ServiceRequest},
@@ -21,10 +21,11 @@ use tokio_util::either::Either;
 use super::{
     connection::{Connection, Shared, Timeouts},
     malformed::HEAD_TIMEOUT,
+    plain_http,
     read_turns::ReadTurns,
 };
 use crate::http::{
-    connections::{ConnectionHandle, Connections, SPARE},
+    connections::{Connections, SPARE},
     documents::SharedDocuments,
     error::ApiError,
     middleware::{REQUEST_ID, RequestId, access_log, pipeline},
@@ -44,66 +45,141 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time to flush finished answers at shutdown.
 const FLUSH_SECONDS: u64 = 2;
 
+/// A socket that the server accepts connections from.
+#[derive(Debug)]
+pub enum Listener {
+    /// With TLS, if the server has a certificate.
+    Tcp(net::TcpListener),
+    /// A Unix socket, without TLS.
+    #[cfg(unix)]
+    Unix(std::os::unix::net::UnixListener),
+}
+
+#[cfg(unix)]
+type LocalStream = tokio::net::UnixStream;
+#[cfg(not(unix))]
+type LocalStream = TcpStream;
+
 /// TLS is boxed, because its state is large.
-type Stream = Connection<Either<TcpStream, Box<TlsStream<TcpStream>>>>;
+type Stream = Connection<Either<TcpStream, Either<Box<TlsStream<TcpStream>>, LocalStream>>>;
+
+/// A connection, as actix-web's HTTP service takes it.
+type Accepted = (Stream, Protocol, Option<net::SocketAddr>);
+
+/// Makes a future that completes when the server begins to shut down.
+type Ending = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync>;
+
+/// What the services of all listeners are made from.
+#[derive(Clone)]
+struct Context<B> {
+    acceptor: Option<TlsAcceptor>,
+    data: web::Data<AppState>,
+    ending: Ending,
+    begin: B,
+}
+
+/// What all connections share: they run on one thread.
+#[derive(Clone)]
+struct OfThread {
+    shared: Shared,
+    connections: Connections,
+}
+
+thread_local! {
+    static OF_THREAD: OnceCell<OfThread> = const { OnceCell::new() };
+}
 
 /// The server, which runs while it is awaited. `begin` is called once, on the thread of the handlers.
 ///
 /// # Errors
-/// [`io::Error`] when TLS cannot be set up or the listener cannot be used.
+/// [`io::Error`] when TLS cannot be set up or a listener cannot be used.
 pub(crate) fn listen(
-    listener: net::TcpListener,
+    listeners: Vec<Listener>,
     state: AppState,
     begin: impl Fn() + Clone + Send + 'static,
 ) -> io::Result<Server> {
     let tls = state.tls.clone().map(|tls| tls.server_config()).transpose().map_err(io::Error::other)?;
-    let acceptor = tls.map(TlsAcceptor::from);
-    let builder = Server::build()
+    let mut builder = Server::build()
         .workers(1)
         // Further connections wait to be accepted. From `max_connections` on, each new connection closes an idle one.
         .max_concurrent_connections(state.settings.max_connections.get().saturating_add(SPARE))
         .shutdown_timeout(FLUSH_SECONDS)
         // The caller handles signals.
         .disable_signals();
-    let ending = builder.graceful_shutdown_signal();
-    let data = web::Data::new(state);
-    let service = move || {
-        begin();
-        let (acceptor, data, ending) = (acceptor.clone(), data.clone(), ending.clone());
+    let (acceptor, signal) = (tls.map(TlsAcceptor::from), builder.graceful_shutdown_signal());
+    let ending: Ending = Arc::new(move || {
+        let signal = signal.clone();
+        Box::pin(async move { signal.notified().await })
+    });
+    let context = Context { acceptor, data: web::Data::new(state), ending, begin };
+    for listener in listeners {
+        let context = context.clone();
+        builder = match listener {
+            Listener::Tcp(listener) => builder.listen("http", listener, move || {
+                let (of_thread, acceptor) = (context.of_thread(), context.acceptor.clone());
+                let accept = move |io| accept(io, acceptor.clone(), of_thread.clone());
+                fn_service(accept).and_then(context.http())
+            })?,
+            #[cfg(unix)]
+            Listener::Unix(listener) => builder.listen_uds("http", listener, move || {
+                let of_thread = context.of_thread();
+                fn_service(move |io| ready(Ok(accept_local(io, of_thread.clone())))).and_then(context.http())
+            })?,
+        };
+    }
+    Ok(builder.run())
+}
+
+impl<B: Fn()> Context<B> {
+    /// What all connections share; made, with a call of `begin`, by the first listener.
+    fn of_thread(&self) -> OfThread {
+        OF_THREAD.with(|cell| {
+            cell.get_or_init(|| {
+                (self.begin)();
+                let (turns, settings) = (ReadTurns::default(), &self.data.settings);
+                actix_web::rt::spawn(turns.clone().drive());
+                let metrics = self.data.metrics.clone();
+                OfThread {
+                    shared: Shared { metrics, timeouts: timeouts(settings), turns },
+                    connections: Connections::new(settings.max_connections.get()),
+                }
+            })
+            .clone()
+        })
+    }
+
+    /// The application behind an HTTP service.
+    fn http(
+        &self,
+    ) -> impl ServiceFactory<Accepted, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<B>
+    {
+        let (data, ending) = (self.data.clone(), self.ending.clone());
+        let only_operates = data.only_operates;
         let expecting = data.clone();
-        let turns = ReadTurns::default();
-        actix_web::rt::spawn(turns.clone().drive());
-        let shared = Shared { metrics: data.metrics.clone(), timeouts: timeouts(&data.settings), turns };
-        let connections = Connections::new(data.settings.max_connections.get());
         let app = App::new()
-            .app_data(data.clone())
+            .app_data(data)
             .app_data(SharedDocuments::new(&openapi::DOCUMENTS))
             .wrap(from_fn(|request: ServiceRequest, next| {
                 pipeline::handle(routes::find(request.method(), request.path()), request, next)
             }))
-            .configure(|app| route::register(&routes::ROUTES, data.only_operates, app))
+            .configure(|app| route::register(&routes::ROUTES, only_operates, app))
             .default_service(web::to(not_found));
-        let http = HttpService::build()
+        HttpService::build()
             .client_request_timeout(HEAD_TIMEOUT)
             .client_disconnect_timeout(CLOSE_TIMEOUT)
             .keep_alive(KEEP_ALIVE)
             // With the default, a disconnect during prefill is noticed at the next write (measured: 15 s against 1 s). The
             // price is that a client cannot close its sending side before it has the answer.
             .h1_allow_half_closed(false)
-            .expect(move |request| std::future::ready(continue_or_refuse(request, &expecting)))
+            .expect(move |request| ready(continue_or_refuse(request, &expecting)))
             .on_connect_ext(|connection: &Stream, data| {
                 data.insert(connection.handle().clone());
             })
-            .graceful_shutdown_signal(move || {
-                let ending = ending.clone();
-                async move { ending.notified().await }
-            })
+            .graceful_shutdown_signal(move || ending())
             .finish(map_config(app.into_factory().map_err(|error: Error| error.error_response()), |_| {
                 AppConfig::default()
-            }));
-        fn_service(move |io| accept(io, acceptor.clone(), shared.clone(), connections.enter())).and_then(http)
-    };
-    Ok(builder.listen("http", listener, service)?.run())
+            }))
+    }
 }
 
 /// Refuses `Expect: 100-continue` for a body that is too large. By default actix-web accepts all, and clients would send
@@ -124,23 +200,31 @@ fn continue_or_refuse(request: Request, state: &AppState) -> Result<Request, Err
 async fn accept(
     io: TcpStream,
     acceptor: Option<TlsAcceptor>,
-    shared: Shared,
-    handle: ConnectionHandle,
-) -> Result<(Stream, Protocol, Option<net::SocketAddr>), DispatchError> {
+    OfThread { shared, connections }: OfThread,
+) -> Result<Accepted, DispatchError> {
+    let handle = connections.enter();
     // Nagle's algorithm would delay the small write of a token until the previous one is acknowledged.
     io.set_nodelay(true)?;
     let peer = io.peer_addr().ok();
     let io = match acceptor {
         Some(acceptor) => {
-            let handshake = timeout(HEAD_TIMEOUT, acceptor.accept(io));
+            let handshake = timeout(HEAD_TIMEOUT, plain_http::handshake(io, acceptor, &shared.metrics));
             let io = handle.closing().run_until_cancelled(handshake).await;
             let io = io.and_then(Result::ok).ok_or(io::ErrorKind::TimedOut);
-            Either::Right(Box::new(io.map_err(io::Error::from)??))
+            Either::Right(Either::Left(Box::new(io.map_err(io::Error::from)??)))
         }
         None => Either::Left(io),
     };
     let connection = Connection::new(io, peer, shared, handle);
     Ok((connection, Protocol::Http1, peer))
+}
+
+/// Sets up a connection of a Unix socket.
+#[cfg(unix)]
+fn accept_local(io: LocalStream, OfThread { shared, connections }: OfThread) -> Accepted {
+    let handle = connections.enter();
+    handle.set_local_socket();
+    (Connection::new(Either::Right(Either::Right(io)), None, shared, handle), Protocol::Http1, None)
 }
 
 fn timeouts(settings: &Settings) -> Timeouts {

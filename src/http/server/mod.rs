@@ -3,5 +3,6 @@
 pub(super) mod connection;
 pub(super) mod listener;
 pub(super) mod malformed;
+mod plain_http;
 mod read_turns;
 pub(super) mod serve;

@@ -2,11 +2,10 @@
 
 use std::{
     io,
-    net::TcpListener,
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use super::listener;
+use super::listener::{self, Listener};
 use crate::{
     http::{openapi, state::AppState},
     sandbox::Sandbox,
@@ -31,8 +30,8 @@ pub struct Life<B, S, F> {
 /// threads. So longer work runs elsewhere; see the table in the documentation of [`http`](crate::http).
 ///
 /// # Errors
-/// [`io::Error`] when the listener cannot be used.
-pub async fn serve<B, S, F>(listener: TcpListener, state: AppState, life: Life<B, S, F>) -> io::Result<()>
+/// [`io::Error`] when a listener cannot be used.
+pub async fn serve<B, S, F>(listeners: Vec<Listener>, state: AppState, life: Life<B, S, F>) -> io::Result<()>
 where
     B: Future<Output = ()> + Send + 'static,
     S: Future<Output = ()>,
@@ -50,7 +49,7 @@ where
             actix_web::rt::spawn(beside);
         }
     };
-    let server = listener::listen(listener, state.clone(), begin)?;
+    let server = listener::listen(listeners, state.clone(), begin)?;
     let handle = server.handle();
     let ending = async {
         shutdown.await;

@@ -5,26 +5,43 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     format::{Calls, Syntax, TagSyntax, ToolFormat},
     literal::quoted,
+    schema_types::Texts,
 };
 
 /// Most calls of one answer that must be calls. Small models repeat themselves until their tokens are used up.
 const MAX_CALLS: usize = 32;
 
+/// How the compiler of grammars takes schemas.
+#[derive(Clone, Copy, Debug)]
+pub struct SchemaSyntax {
+    /// A schema for use after `%json`.
+    pub json: fn(Value) -> Value,
+    /// A regular expression, to be used between slashes, of the whole texts in which a `pattern` is found.
+    pub whole_match: fn(&str) -> String,
+    /// The `pattern`s of a `format`; none for a format that is not enforced.
+    pub patterns_of: fn(&str) -> Vec<String>,
+}
+
 impl ToolFormat {
-    /// A grammar of answers with these calls. Each tool has a name and a JSON schema for its arguments; `json` makes a schema
-    /// fit for the grammar.
+    /// Whether each argument is written for itself, and not all of them as one JSON object.
+    #[must_use]
+    pub const fn has_separate_arguments(&self) -> bool {
+        matches!(self.syntax, Syntax::Tagged(_) | Syntax::Python | Syntax::Gemma { .. })
+    }
+
+    /// A grammar of answers with these calls. Each tool has a name and a JSON schema for its arguments.
     pub fn grammar<'a>(
         &self,
         calls: Calls,
         tools: impl Iterator<Item = (&'a str, &'a Value)>,
-        json: fn(Value) -> Value,
+        syntax: SchemaSyntax,
     ) -> String {
-        let mut rules = Rules { text: String::new(), json };
+        let mut rules = Rules { text: String::new(), syntax };
         let mut names = Vec::new();
         for (place, (name, schema)) in tools.enumerate() {
             let rule = format!("call_{place}");
@@ -98,7 +115,7 @@ impl ToolFormat {
 /// Rules of a grammar.
 struct Rules {
     text: String,
-    json: fn(Value) -> Value,
+    syntax: SchemaSyntax,
 }
 
 /// How arguments are written where they are not one JSON object.
@@ -116,7 +133,7 @@ impl Rules {
     }
 
     fn json(&mut self, rule: &str, schema: Value) {
-        let schema = (self.json)(schema);
+        let schema = (self.syntax.json)(schema);
         self.add(rule, &format!("%json {schema}"));
     }
 
@@ -150,30 +167,50 @@ impl Rules {
 
     /// The rule of a value.
     fn value(&mut self, rule: &str, property: &Property<'_>, marks: Option<(&str, &str)>) {
-        match (property.text(), marks) {
-            (Some(text), Some((before, after))) => self.text_value(rule, &text, (before, after)),
+        match (property.texts(), marks) {
+            (Some(texts), Some((before, after))) => {
+                // Null is a word without marks.
+                let null = if texts.or_null { " | \"null\"" } else { "" };
+                let texts = Texts { or_null: false, ..texts };
+                self.text_value(&format!("{rule}_marked"), &texts, (before, after));
+                self.add(rule, &format!("{rule}_marked{null}"));
+            }
             _ => self.json(rule, property.schema_with_definitions()),
         }
     }
 
     /// A text between marks.
-    fn text_value(&mut self, rule: &str, text: &TextValue, (before, after): (&str, &str)) {
-        let (before, end) = (literal(before), literal(after));
-        match text {
-            TextValue::Words(words) => {
-                let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
-                self.add(rule, &format!("{before} ({}) {end}", words.join(" | ")));
-            }
-            TextValue::Any { min, max } => {
-                let max = max.map_or_else(String::new, |max| max.to_string());
-                let after = escape(after);
-                // The lexer does not go back, so the text and the mark after it are one token, which ends at the first mark.
-                self.add(rule, &format!("{before} {rule}_text"));
-                self.text += &format!(
-                    "{rule}_text[lazy]: /(?s:.{{{min},{max}}}){after}/ & ~/(?s:.*){after}(?s:.+)/\n"
-                );
-            }
+    ///
+    /// The lexer does not go back, so the text and the mark after it are one token, which ends at the first mark.
+    fn text_value(&mut self, rule: &str, texts: &Texts<'_>, (before, after): (&str, &str)) {
+        let after = escape(after);
+        let null = texts.or_null.then_some("null");
+        let words = texts.words.iter().copied().chain(null).map(|word| format!("/{}{after}/", escape(word)));
+        let schemas = texts.schemas.iter().map(|schema| self.whole_text(schema, &after));
+        let any: Vec<_> = words.chain(schemas).collect();
+        self.add(rule, &format!("{} {rule}_text", literal(before)));
+        let one_mark = format!("~/(?s:.*){after}(?s:.+)/");
+        self.text += &format!("{rule}_text[lazy]: ({}) & {one_mark}\n", any.join(" | "));
+    }
+
+    /// The regular expressions of a text and the mark after it.
+    fn whole_text(&self, schema: &Value, after: &str) -> String {
+        let all_of = schema.get("allOf").and_then(Value::as_array).into_iter().flatten();
+        let parts: Vec<_> = std::iter::once(schema).chain(all_of).collect();
+        let length =
+            |keyword: &str| parts.iter().filter_map(|part| part.get(keyword)?.as_u64()).collect::<Vec<_>>();
+        let min = length("minLength").into_iter().max().unwrap_or(0);
+        let max = length("maxLength").into_iter().min().map_or_else(String::new, |max| max.to_string());
+        let mut expressions = vec![format!("/(?s:.{{{min},{max}}}){after}/")];
+        for part in parts {
+            let keyword = |name: &str| part.get(name).and_then(Value::as_str);
+            let of_format = keyword("format").map(self.syntax.patterns_of).unwrap_or_default();
+            let patterns = keyword("pattern").map(str::to_owned).into_iter().chain(of_format);
+            expressions.extend(
+                patterns.map(|pattern| format!("/(?:{}){after}/", (self.syntax.whole_match)(&pattern))),
+            );
         }
+        format!("({})", expressions.join(" & "))
     }
 }
 
@@ -191,8 +228,8 @@ fn tagged(rules: &mut Rules, rule: &str, tags: TagSyntax, (name, schema): (&str,
         let value = format!("{rule}_value_{place}");
         let key = quoted(&format!("{}{}{}", tags.key.0, property.key, tags.key.1));
         let (before, after) = (format!("{}{inner}", tags.value.0), format!("{inner}{}", tags.value.1));
-        match property.text() {
-            Some(text) => rules.text_value(&value, &text, (&before, &after)),
+        match property.texts() {
+            Some(texts) => rules.text_value(&value, &texts, (&before, &after)),
             None => {
                 rules.json(&format!("{value}_json"), property.schema_with_definitions());
                 rules.add(&value, &format!("{} {value}_json {}", literal(&before), literal(&after)));
@@ -212,45 +249,33 @@ struct Property<'a> {
     is_required: bool,
 }
 
-/// A property that is a text.
-enum TextValue {
-    /// One of these.
-    Words(Vec<String>),
-    /// Any text with a number of characters in this range.
-    Any { min: u64, max: Option<u64> },
-}
-
 /// The properties of a schema, in its order.
-fn properties(schema: &Value) -> Vec<Property<'_>> {
-    let required = schema.get("required").and_then(Value::as_array);
-    let is_required = |key: &str| required.is_some_and(|names| names.iter().any(|name| name == key));
-    let properties = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
-    properties
-        .map(|(key, value)| Property { root: schema, key, schema: value, is_required: is_required(key) })
-        .collect()
+fn properties<'a>(schema: &'a Value) -> Vec<Property<'a>> {
+    let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+    let required: Vec<&str> = required.filter_map(Value::as_str).collect();
+    let properties = schema.get("properties").and_then(Value::as_object);
+    let property = |(key, value): (&'a String, &'a Value)| Property {
+        root: schema,
+        key,
+        schema: value,
+        is_required: required.contains(&key.as_str()),
+    };
+    let described = properties.into_iter().flatten().map(property);
+    // A required name without a description may be anything.
+    let others = required.iter().copied().filter(|key| properties.is_none_or(|all| !all.contains_key(*key)));
+    let others = others.map(|key| Property { root: schema, key, schema: &Value::Null, is_required: true });
+    described.chain(others).collect()
 }
 
 impl Property<'_> {
-    /// The text that the property is; `None` for other types.
-    fn text(&self) -> Option<TextValue> {
-        let words = match (self.schema.get("enum"), self.schema.get("const")) {
-            (Some(Value::Array(values)), _) => Some(values.iter().collect::<Vec<_>>()),
-            (_, Some(value)) => Some(vec![value]),
-            _ => None,
-        };
-        if let Some(words) = words {
-            let words: Option<Vec<_>> =
-                words.into_iter().map(|word| word.as_str().map(str::to_owned)).collect();
-            return words.map(TextValue::Words);
-        }
-        let count = |keyword: &str| self.schema.get(keyword).and_then(Value::as_u64);
-        let is_text = self.schema.get("type").is_some_and(|kind| kind == "string");
-        is_text.then(|| TextValue::Any { min: count("minLength").unwrap_or(0), max: count("maxLength") })
+    /// The texts that it may be; `None` for other types.
+    fn texts(&self) -> Option<Texts<'_>> {
+        Texts::of(self.root, self.schema)
     }
 
     /// Its schema, with the definitions that it may refer to.
     fn schema_with_definitions(&self) -> Value {
-        let mut schema = self.schema.clone();
+        let mut schema = if self.schema.is_null() { json!({}) } else { self.schema.clone() };
         for keyword in ["$defs", "definitions"] {
             if let (Some(definitions), Value::Object(object)) = (self.root.get(keyword), &mut schema) {
                 object.entry(keyword).or_insert_with(|| definitions.clone());

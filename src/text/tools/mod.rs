@@ -30,6 +30,7 @@ use self::formats::HERMES;
 pub(super) use self::generic::without_tools;
 pub use self::{
     format::{Calls, ToolFormat},
+    grammar::SchemaSyntax,
     parser::{AnswerDelta, Call, ToolCallParser, ToolCallParserOptions},
     schema_types::ToolSignature,
 };

@@ -36,19 +36,22 @@ impl Python {
     pub(super) fn take(&mut self, c: char) -> Step {
         let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
         match (self.state, c) {
-            (State::Name | State::Between | State::Key, c) if c.is_whitespace() => {}
+            (State::Name | State::Between, c) if c.is_whitespace() => {}
             (State::Name, '(') if !self.text.is_empty() => return self.take_name(),
             (State::Between, ',') if self.call.arguments().is_some_and(|arguments| arguments.len() > 1) => {}
             (State::Between, ')') => return self.complete(Step::Complete),
-            (State::Between, c) if is_name(c) => {
+            (State::Between, c) if !"\"'([{,)=".contains(c) => {
                 self.text.push(c);
                 self.state = State::Key;
             }
             (State::Key, '=') => {
-                self.key = std::mem::take(&mut self.text);
+                self.key = self.text.trim().to_owned();
+                self.text.clear();
                 self.state = State::Value;
             }
-            (State::Name | State::Key, c) if is_name(c) && self.text.len() < MAX_NAME => self.text.push(c),
+            (State::Name, c) if is_name(c) && self.text.len() < MAX_NAME => self.text.push(c),
+            // The keys of JSON schemas need not be names in Python.
+            (State::Key, c) if !"(,)".contains(c) && self.text.len() < MAX_NAME => self.text.push(c),
             (State::Value, c) => return self.take_value(c),
             _ => return self.complete(Step::Broken),
         }

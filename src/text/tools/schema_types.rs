@@ -1,6 +1,6 @@
 //! Which parameters of a tool are texts: formats without quotation marks do not tell `"3"` from `3`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
@@ -30,10 +30,10 @@ impl ToolSignature {
     #[must_use]
     pub fn new(name: impl Into<String>, schema: &Value) -> Self {
         let properties = schema.get("properties").and_then(Value::as_object);
-        let texts = properties
-            .into_iter()
-            .flatten()
-            .filter_map(|(key, property)| Some((key.clone(), text_type(schema, property)?)));
+        let texts = properties.into_iter().flatten().filter_map(|(key, property)| {
+            let texts = Texts::of(schema, property)?;
+            Some((key.clone(), if texts.or_null { TextType::TextOrNull } else { TextType::Text }))
+        });
         Self { name: name.into(), texts: texts.collect() }
     }
 
@@ -48,47 +48,75 @@ impl ToolSignature {
     }
 }
 
-/// The type of a property that is a text; `None` for other and for mixed types.
-fn text_type(root: &Value, property: &Value) -> Option<TextType> {
-    let types = types(root, property, MAX_REFERENCES)?;
-    let texts = types.iter().filter(|name| **name == "string").count();
-    let nulls = types.iter().filter(|name| **name == "null").count();
-    match types.len() {
-        all if texts == 0 || texts + nulls < all => None,
-        _ if nulls > 0 => Some(TextType::TextOrNull),
-        _ => Some(TextType::Text),
-    }
+/// The texts that a property may be, if it may be nothing else than a text or null.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Texts<'a> {
+    /// Any of these words.
+    pub(super) words: Vec<&'a str>,
+    /// Texts that match one of these schemas.
+    pub(super) schemas: Vec<&'a Value>,
+    /// Null is allowed too.
+    pub(super) or_null: bool,
 }
 
-/// The types that a schema allows, where it says so.
-fn types<'a>(root: &'a Value, schema: &'a Value, references: usize) -> Option<Vec<&'a str>> {
-    if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
-        let target = root.pointer(reference.strip_prefix('#')?)?;
-        return types(root, target, references.checked_sub(1)?);
+impl<'a> Texts<'a> {
+    /// The texts of a property of `root`; `None` for other and for mixed types.
+    ///
+    /// Every definition is read once, however often it is referred to: a few kilobytes of references to references would
+    /// take minutes.
+    pub(super) fn of(root: &'a Value, property: &'a Value) -> Option<Self> {
+        let mut texts = Self::default();
+        texts.add(root, property, (MAX_REFERENCES, &mut HashSet::new()))?;
+        (!texts.words.is_empty() || !texts.schemas.is_empty()).then_some(texts)
     }
-    if let Some(kind) = schema.get("type") {
-        return match kind {
-            Value::String(name) => Some(vec![name]),
-            Value::Array(names) => names.iter().map(Value::as_str).collect(),
-            _ => None,
-        };
-    }
-    if let Some(values) = schema.get("enum").and_then(Value::as_array) {
-        return Some(values.iter().map(type_of).collect());
-    }
-    if let Some(value) = schema.get("const") {
-        return Some(vec![type_of(value)]);
-    }
-    let either = schema.get("anyOf").or_else(|| schema.get("oneOf"))?.as_array()?;
-    let all: Option<Vec<_>> = either.iter().map(|one| types(root, one, references.checked_sub(1)?)).collect();
-    all.map(|all| all.concat())
-}
 
-const fn type_of(value: &Value) -> &'static str {
-    match value {
-        Value::String(_) => "string",
-        Value::Null => "null",
-        _ => "other",
+    /// Adds what `schema` allows; `None` if that is not only texts and null.
+    fn add(
+        &mut self,
+        root: &'a Value,
+        schema: &'a Value,
+        (depth, seen): (usize, &mut HashSet<&'a str>),
+    ) -> Option<()> {
+        if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
+            if !seen.insert(reference) {
+                return Some(());
+            }
+            let target = root.pointer(reference.strip_prefix('#')?)?;
+            return self.add(root, target, (depth.checked_sub(1)?, seen));
+        }
+        if let Some(values) = schema.get("enum").and_then(Value::as_array) {
+            return values.iter().try_for_each(|value| self.add_value(value));
+        }
+        if let Some(value) = schema.get("const") {
+            return self.add_value(value);
+        }
+        match schema.get("type") {
+            Some(Value::String(name)) => return self.add_type(name, schema),
+            Some(Value::Array(names)) => {
+                return names.iter().try_for_each(|name| self.add_type(name.as_str()?, schema));
+            }
+            _ => {}
+        }
+        let either = schema.get("anyOf").or_else(|| schema.get("oneOf"))?.as_array()?;
+        either.iter().try_for_each(|one| self.add(root, one, (depth.checked_sub(1)?, seen)))
+    }
+
+    fn add_value(&mut self, value: &'a Value) -> Option<()> {
+        match value {
+            Value::String(word) => self.words.push(word),
+            Value::Null => self.or_null = true,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn add_type(&mut self, name: &str, schema: &'a Value) -> Option<()> {
+        match name {
+            "string" => self.schemas.push(schema),
+            "null" => self.or_null = true,
+            _ => return None,
+        }
+        Some(())
     }
 }
 
@@ -125,5 +153,16 @@ mod tests {
         ] {
             assert_eq!(tool.to_json(key, text), json, "{key} {text}");
         }
+    }
+
+    #[test]
+    fn references_to_references_are_read_once() {
+        let many = |name: &str| json!({ "anyOf": vec![json!({ "$ref": format!("#/$defs/{name}") }); 1_000] });
+        let schema = json!({
+            "properties": { "p": { "$ref": "#/$defs/a" } },
+            "$defs": { "a": many("b"), "b": many("c"), "c": many("d"), "d": { "type": "string" } },
+        });
+        let texts = Texts::of(&schema, &schema["properties"]["p"]).unwrap();
+        assert_eq!((texts.schemas.len(), texts.or_null), (1, false));
     }
 }

@@ -237,6 +237,14 @@ impl<M: Forward> Forward for FaultyModel<'_, M> {
         Ok(logits)
     }
 
+    fn forward_hidden(&mut self, tokens: &[u32], rows: usize) -> Result<&[f32], EngineError> {
+        self.reach(tokens.len())?;
+        let (began, slowed) = (Instant::now(), self.slowed);
+        let hidden = self.model.forward_hidden(tokens, rows)?;
+        slow_down(slowed, began);
+        Ok(hidden)
+    }
+
     /// Faults strike at single steps, so a job with faults has one step per token.
     fn rows(&self) -> usize {
         if self.planned.is_empty() { self.model.rows() } else { 1 }

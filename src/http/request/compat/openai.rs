@@ -14,12 +14,15 @@ compat_fields! {
         "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
         "verbosity": any(String);
         "metadata": any(Object);
-        "store": off(false), "answers are not stored";
+    }
+
+    /// In routes whose answers are not stored.
+    pub(crate) NOT_STORED {
+        "store": off(false), "only /v1/responses stores answers";
     }
 
     /// In `/v1/completions`.
     pub(crate) COMPLETIONS {
-        "suffix": off("");
         "add_special_tokens": off(true), "send token ids as prompt";
     }
 
@@ -50,7 +53,7 @@ compat_fields! {
 
     /// In `/v1/responses`.
     pub(crate) RESPONSES {
-        "background": off(false);
+        "background": off(false), "send the request in the foreground, streamed if it takes long";
         // Items that no answer has.
         "include": items(
             "reasoning.encrypted_content", "web_search_call.results", "web_search_call.action.sources",
@@ -59,7 +62,7 @@ compat_fields! {
         );
         "truncation": off("disabled");
         "top_logprobs": off(0);
-        "previous_response_id", "conversation": unsupported(), "send the whole conversation as input";
+        "conversation": unsupported(), "send previous_response_id, or the whole conversation as input";
         // Limits the tools that OpenAI's servers run.
         "max_tool_calls": any(Number);
         "prompt": unsupported(), "send its text as instructions";
@@ -70,7 +73,6 @@ compat_fields! {
     /// In `stream_options`.
     pub(crate) STREAM_OPTIONS {
         "include_obfuscation": any(Boolean);
-        "continuous_usage_stats": off(false);
     }
 
     /// In `text` of `/v1/responses`.
@@ -126,6 +128,23 @@ compat_fields! {
         "truncate", "shift", "logprobs": any(Boolean);
         "top_logprobs": off(0);
         "format_schema", "images": off([]);
+        "user": any(String);
+    }
+
+    /// In requests for embeddings.
+    pub(crate) EMBEDDINGS {
+        "user", "input_type", "instruction", "embedding_type": any(String);
+        "add_special_tokens", "truncate": off(true);
+        "truncate_prompt_tokens", "truncation": off(-1, false), "send shorter texts";
+        "rank_fields", "max_chunks_per_doc", "max_tokens_per_doc": unsupported(), "send shorter texts";
+        "late_chunking": off(false);
+        "task": any(String);
+    }
+
+    /// In requests of Ollama's API for embeddings.
+    pub(crate) OLLAMA_EMBED {
+        "truncate": any(Boolean);
+        "options": any(Object);
         "user": any(String);
     }
 

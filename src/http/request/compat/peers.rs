@@ -36,7 +36,8 @@ compat_fields! {
         "penalty_alpha": off(0);
         "negative_prompt": off("");
         // End of the answer.
-        "min_tokens", "min_new_tokens", "n_indent": off(0);
+        "min_new_tokens": off(0), "use min_tokens";
+        "n_indent": off(0);
         "n_predict", "num_predict": off(-1), "use the route's limit of tokens, such as max_tokens";
         "t_max_predict_ms": off(-1, 0), "use max_time_ms";
         "t_max_prompt_ms": off(-1, 0);
@@ -79,9 +80,7 @@ compat_fields! {
         "n_probs", "top_n_tokens": off(0), "use logprobs";
         "usage": object(USAGE);
         "post_sampling_probs", "return_cached_tokens_details", "timings_per_token": any(Boolean);
-        "prompt_logprobs": unsupported();
-        "details", "decoder_input_details", "return_tokens_as_token_ids", "return_token_ids",
-        "return_tokens", "flat_logprobs", "return_hidden_states", "return_routed_experts": off(false);
+        "details", "decoder_input_details", "return_tokens", "flat_logprobs", "return_hidden_states", "return_routed_experts": off(false);
         "response_fields": off([]);
         // Adapters and other models.
         "lora", "models", "plugins": off([]);
@@ -92,6 +91,12 @@ compat_fields! {
         "id_slot", "slot_id", "n_keep", "n_discard", "n_cache_reuse", "data_parallel_rank",
         "bootstrap_port", "bootstrap_room", "speculative.n_max", "speculative.n_min",
         "speculative.p_min": any(Number);
+    }
+
+    /// In routes without details of tokens.
+    pub(crate) WITHOUT_TOKENS {
+        "prompt_logprobs": unsupported(), "use /v1/completions or /v1/chat/completions";
+        "return_tokens_as_token_ids", "return_token_ids": off(false), "use /v1/completions or /v1/chat/completions";
     }
 
     /// In routes that do not tell reasoning from other text, fields for it and for chat templates.

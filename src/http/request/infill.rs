@@ -1,0 +1,27 @@
+//! Prompts that ask for the text between two others.
+
+use super::{generation::RequestContext, prompt::Prompt};
+use crate::http::field_error::FieldError;
+
+/// Makes each prompt one that asks for the text between it and `suffix`. Returns further tokens that end an answer.
+///
+/// # Errors
+/// When the model cannot fill in the middle, or a prompt is not a text.
+pub(super) fn apply(
+    prompts: &mut [Prompt],
+    suffix: &str,
+    context: &RequestContext<'_>,
+) -> Result<impl Iterator<Item = u32> + use<>, FieldError> {
+    let Some(format) = context.fill_in_middle else {
+        let message =
+            "the model's tokenizer has no tokens for filling in the middle of a text; leave suffix out";
+        return Err(FieldError::value("suffix", message));
+    };
+    for prompt in prompts {
+        let Prompt::Text(before) = prompt else {
+            return Err(FieldError::value("suffix", "requires prompts that are texts, not token ids"));
+        };
+        *before = format.prompt(before, suffix);
+    }
+    Ok(format.end_tokens())
+}
