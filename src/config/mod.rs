@@ -39,12 +39,12 @@ pub use self::{
     render::reference,
     settings::Settings,
     settings_table::{
-        Auth, Config, Cors, Device, Engine, Limits, Log, Model, Models, OnnxRuntime, Queue, Recycle, Server,
-        Tls, Trace, Watchdog,
+        Auth, Cluster, Config, Cors, Device, Engine, Limits, Log, Model, Models, OnnxRuntime, Queue, Recycle,
+        Server, Tls, Trace, Watchdog,
     },
     types::{
-        Aliases, AnswerLimit, CacheDir, DefaultsFrom, Hosts, ListenAddress, ListenAddresses, LogFormat,
-        Origins, Secret, UnknownFields, UnknownValue,
+        Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddress, ListenAddresses,
+        LogFormat, Origins, QueueStorage, Secret, UnknownFields, UnknownValue,
     },
     user_dirs::{USER_STATE, UserDir},
 };

@@ -154,6 +154,7 @@ impl<B: Fn()> Context<B> {
     ) -> impl ServiceFactory<Accepted, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<B>
     {
         let (data, ending) = (self.data.clone(), self.ending.clone());
+        let only_operates = data.only_operates;
         let expecting = data.clone();
         let app = App::new()
             .app_data(data)
@@ -161,7 +162,7 @@ impl<B: Fn()> Context<B> {
             .wrap(from_fn(|request: ServiceRequest, next| {
                 pipeline::handle(routes::find(request.method(), request.path()), request, next)
             }))
-            .configure(|app| route::register(&routes::ROUTES, app))
+            .configure(|app| route::register(&routes::ROUTES, only_operates, app))
             .default_service(web::to(not_found));
         HttpService::build()
             .client_request_timeout(HEAD_TIMEOUT)
