@@ -1,11 +1,11 @@
-//! How long requests wait in a fleet, by the way they find a node: simulated, for sizes that no test can start.
+//! How long requests wait in a cluster, by the way they find a node: simulated, for sizes that no test can start.
 //!
 //! ```sh
 //! cargo bench --bench cluster_simulation                                  # 10, 100 and 1,000 nodes, all policies
 //! cargo bench --bench cluster_simulation -- --nodes 2,4 --times FILE      # with service times that `eka bench --url` measured
 //! ```
 //!
-//! The policies and what a run simulates are in [`simulation`]; docs/cluster.md uses the figures to size a fleet.
+//! The policies and what a run simulates are in [`simulation`]; docs/cluster.md uses the figures to size a cluster.
 
 #[path = "simulation/mod.rs"]
 mod simulation;
@@ -15,11 +15,11 @@ use std::{fs, path::PathBuf};
 use clap::Parser;
 use eka::loadgen::LoadResult;
 use serde::Serialize;
-use simulation::{Figures, Fleet, Policy, Speeds, Times, Workload};
+use simulation::{Cluster, Figures, Policy, Speeds, Times, Workload};
 
 type BenchResult<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Simulates waits and prefix hits of a fleet of nodes
+/// Simulates waits and prefix hits of a cluster of nodes
 #[derive(Debug, Parser)]
 #[command(name = "cluster_simulation")]
 struct Args {
@@ -102,14 +102,14 @@ fn main() -> BenchResult<()> {
     for nodes in &args.nodes {
         for load in &args.load {
             for policy in &policies {
-                let fleet = Fleet {
+                let cluster = Cluster {
                     nodes: (*nodes).into(),
                     policy: *policy,
                     load: f64::from(*load) / 100.0,
                     kept: args.kept.into(),
                 };
-                let requests = usize::try_from(args.requests)?.max(fleet.nodes * 1_000);
-                let figures = simulation::run(fleet, &workload, requests, args.seed);
+                let requests = usize::try_from(args.requests)?.max(cluster.nodes * 1_000);
+                let figures = simulation::run(cluster, &workload, requests, args.seed);
                 let row = Row { nodes: *nodes, load_percent: *load, policy: policy.name(), figures };
                 print(&row);
                 rows.push(row);

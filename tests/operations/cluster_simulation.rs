@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Exp1};
 
-use crate::simulation::{Figures, Fleet, Policy, Speeds, Times, Workload, run};
+use crate::simulation::{Cluster, Figures, Policy, Speeds, Times, Workload, run};
 
 const REQUESTS: usize = 60_000;
 
@@ -20,7 +20,7 @@ fn exponential() -> Workload {
 }
 
 fn of(policy: Policy, workload: &Workload, nodes: usize, load: f64) -> Figures {
-    run(Fleet { nodes, policy, load, kept: 8 }, workload, REQUESTS, 1)
+    run(Cluster { nodes, policy, load, kept: 8 }, workload, REQUESTS, 1)
 }
 
 fn are_near(one: f64, other: f64, tolerance: f64) -> bool {
@@ -37,8 +37,8 @@ fn erlang_wait(nodes: u32, load: f64) -> f64 {
 
 #[test]
 fn the_same_seed_gives_the_same_figures() {
-    let fleet = Fleet { nodes: 10, policy: Policy::PowerOfTwo, load: 0.8, kept: 8 };
-    let with = |seed| run(fleet, &conversations(), 5_000, seed);
+    let cluster = Cluster { nodes: 10, policy: Policy::PowerOfTwo, load: 0.8, kept: 8 };
+    let with = |seed| run(cluster, &conversations(), 5_000, seed);
     assert_eq!(with(3), with(3));
     assert_ne!(with(3), with(4));
 }
@@ -47,8 +47,8 @@ fn the_same_seed_gives_the_same_figures() {
 fn waits_in_one_queue_follow_erlangs_formula() {
     let workload = exponential();
     for (nodes, load) in [(1, 0.5), (1, 0.7), (4, 0.8), (10, 0.8)] {
-        let fleet = Fleet { nodes, policy: Policy::Pull, load, kept: 8 };
-        let figures = run(fleet, &workload, 4 * REQUESTS, 1);
+        let cluster = Cluster { nodes, policy: Policy::Pull, load, kept: 8 };
+        let figures = run(cluster, &workload, 4 * REQUESTS, 1);
         let expected = erlang_wait(u32::try_from(nodes).unwrap(), load) * workload.mean_service_s();
         assert!(
             are_near(figures.wait_mean_s, expected, 0.08),

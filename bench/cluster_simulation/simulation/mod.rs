@@ -1,4 +1,4 @@
-//! A discrete-event simulation of a fleet: requests arrive, wait, occupy a node and end; time jumps from one event to the next.
+//! A discrete-event simulation of a cluster: requests arrive, wait, occupy a node and end; time jumps from one event to the next.
 //!
 //! Conversations begin as a Poisson process, and a user's next message comes an exponential time after the answer. A node computes
 //! one request at a time and keeps the prefixes of its most recent conversations. A prefix is found only at the node that computed the
@@ -31,14 +31,14 @@ pub(crate) use self::{
 /// One in this many requests is warm-up, which the figures leave out.
 const WARM_UP: usize = 5;
 
-/// A fleet and its load.
+/// A cluster and its load.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fleet {
+pub(crate) struct Cluster {
     /// Nodes, 1 or more.
     pub(crate) nodes: usize,
     /// How requests find a node.
     pub(crate) policy: Policy,
-    /// Share of the fleet's capacity without kept prefixes that the requests need, below 1.
+    /// Share of the cluster's capacity without kept prefixes that the requests need, below 1.
     pub(crate) load: f64,
     /// Conversations whose prefix a node keeps.
     pub(crate) kept: usize,
@@ -62,7 +62,7 @@ struct Conversation {
 }
 
 struct Simulation<'a> {
-    fleet: Fleet,
+    cluster: Cluster,
     workload: &'a Workload,
     /// Seconds between two new conversations, on average.
     between_s: f64,
@@ -85,19 +85,19 @@ struct Simulation<'a> {
 }
 
 /// Runs about `requests` requests, of which the first fifth is warm-up.
-pub(crate) fn run(fleet: Fleet, workload: &Workload, requests: usize, seed: u64) -> Figures {
-    let capacity = fleet.nodes as f64 / workload.mean_service_s();
+pub(crate) fn run(cluster: Cluster, workload: &Workload, requests: usize, seed: u64) -> Figures {
+    let capacity = cluster.nodes as f64 / workload.mean_service_s();
     let mut simulation = Simulation {
-        fleet,
+        cluster,
         workload,
-        between_s: workload.turns as f64 / (capacity * fleet.load),
+        between_s: workload.turns as f64 / (capacity * cluster.load),
         limit: requests,
         clients: ChaCha8Rng::seed_from_u64(seed),
-        router: Router::new(fleet.nodes, ChaCha8Rng::seed_from_u64(!seed)),
+        router: Router::new(cluster.nodes, ChaCha8Rng::seed_from_u64(!seed)),
         now_s: 0.0,
         events: Events::default(),
-        nodes: (0..fleet.nodes).map(|_| Node::default()).collect(),
-        idle: (0..fleet.nodes).collect(),
+        nodes: (0..cluster.nodes).map(|_| Node::default()).collect(),
+        idle: (0..cluster.nodes).collect(),
         queue: VecDeque::new(),
         conversations: Vec::new(),
         requests: Vec::with_capacity(requests),
@@ -106,13 +106,13 @@ pub(crate) fn run(fleet: Fleet, workload: &Workload, requests: usize, seed: u64)
         over: Integrals::default(),
     };
     simulation.run();
-    Figures::of(&simulation.outcomes, simulation.over, fleet.nodes)
+    Figures::of(&simulation.outcomes, simulation.over, cluster.nodes)
 }
 
 impl Simulation<'_> {
     fn run(&mut self) {
         self.events.at(0.0, Event::NewConversation);
-        if self.fleet.policy == Policy::LeastStale {
+        if self.cluster.policy == Policy::LeastStale {
             self.events.at(0.0, Event::ReadMetrics);
         }
         while let Some((at_s, event)) = self.events.next() {
@@ -180,14 +180,14 @@ impl Simulation<'_> {
         self.over.arrivals += usize::from(self.is_warm());
         self.requests.push(Request { conversation, turn, turn_number, arrived_s, has_started: false });
         self.waiting += 1;
-        if let Some(node) = self.router.choose(self.fleet.policy, &self.nodes) {
+        if let Some(node) = self.router.choose(self.cluster.policy, &self.nodes) {
             return self.wait_for(node, request);
         }
         match self.holder(conversation) {
-            Some(node) if self.fleet.policy != Policy::Pull && self.nodes[node].is_idle() => {
+            Some(node) if self.cluster.policy != Policy::Pull && self.nodes[node].is_idle() => {
                 self.start(node, request);
             }
-            Some(node) if self.fleet.policy == Policy::AffinityWorth => {
+            Some(node) if self.cluster.policy == Policy::AffinityWorth => {
                 self.events.at(self.now_s + turn.prefix_s, Event::StopWaiting { request, node });
                 self.nodes[node].queue.push_back(request);
             }
@@ -241,7 +241,7 @@ impl Simulation<'_> {
     fn end(&mut self, node: usize) {
         let Some(request) = self.nodes[node].running.take() else { return };
         let Request { conversation, turn_number, .. } = self.requests[request];
-        self.nodes[node].keep(conversation, self.fleet.kept);
+        self.nodes[node].keep(conversation, self.cluster.kept);
         self.conversations[conversation].node = Some(node);
         self.idle.push_back(node);
         if turn_number + 1 < self.workload.turns {

@@ -1,4 +1,4 @@
-//! How a fleet chooses the node of a request.
+//! How a cluster chooses the node of a request.
 
 use std::fmt;
 

@@ -52,10 +52,10 @@ def openssl(*arguments):
 
 
 def authority(out):
-    """The authority that signs all certificates of the fleet."""
+    """The authority that signs all certificates of the cluster."""
     if not (out / "ca.pem").exists():
         key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-keyout", out / "ca-key.pem"]
-        openssl("req", "-x509", *key, "-out", out / "ca.pem", "-days", DAYS, "-subj", "/CN=eka fleet authority")
+        openssl("req", "-x509", *key, "-out", out / "ca.pem", "-days", DAYS, "-subj", "/CN=eka cluster authority")
 
 
 def certificate(out, name, extensions):
