@@ -64,6 +64,8 @@ pub mod supervise;
 
 pub mod executor;
 
+pub mod cluster;
+
 pub mod http;
 
 pub mod client;

@@ -217,6 +217,37 @@ pub struct Metrics {
     pub trace_spans_dropped: Counter,
     /// Log lines of this process that were dropped, because stderr was not read.
     pub log_lines_dropped: Counter,
+    /// Metrics of a gateway or node of a cluster.
+    pub cluster: ClusterMetrics,
+}
+
+/// Metrics of a gateway or node. A server on its own has them at zero and does not show them.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterMetrics {
+    /// Whether the NATS server is connected: 0 or 1.
+    pub connected: Gauge,
+    /// Nodes that report to this gateway.
+    pub nodes: Gauge,
+    /// Slots of nodes that can take requests.
+    pub slots: Gauge,
+    /// Requests that wait in the queue of all gateways.
+    pub waiting: Gauge,
+    /// Claims granted by this gateway.
+    pub claims: Counter,
+    /// Nodes lost while they ran a request of this gateway.
+    pub losses: Counter,
+    /// Requests that a stopping node gave to another one.
+    pub handed_over: Counter,
+    /// Tickets published again because the queue had lost them.
+    pub republished: Counter,
+    /// Events asked for again after a gap.
+    pub replays: Counter,
+    /// Messages of nodes that no longer run the request.
+    pub stale: Counter,
+    /// Claims of this node.
+    pub claimed: Counter,
+    /// Requests of gateways that went away while this node ran them.
+    pub orphaned: Counter,
 }
 
 impl fmt::Debug for Metrics {
@@ -287,6 +318,7 @@ impl Metrics {
             memory: Family::default(),
             trace_spans_dropped: Counter::default(),
             log_lines_dropped: log_queue::dropped(),
+            cluster: ClusterMetrics::default(),
         }
         .registered()
     }
@@ -351,6 +383,37 @@ impl Metrics {
         r.register("trace_spans_dropped", help, self.trace_spans_dropped.clone());
         let help = "Log lines that were dropped because stderr was not read";
         r.register("log_lines_dropped", help, self.log_lines_dropped.clone());
+        self
+    }
+
+    /// Shows the metrics of a cluster too.
+    #[must_use]
+    pub fn with_cluster(mut self) -> Self {
+        let (r, cluster) = (&mut self.registry, self.cluster.clone());
+        r.register("cluster_connected", "Whether the NATS server is connected: 0 or 1", cluster.connected);
+        r.register("cluster_nodes", "Nodes that report to this gateway", cluster.nodes);
+        r.register("cluster_slots", "Slots of nodes that can take requests", cluster.slots);
+        r.register("cluster_waiting", "Requests that wait in the queue of all gateways", cluster.waiting);
+        r.register("cluster_claims", "Claims that this gateway granted", cluster.claims);
+        r.register("cluster_losses", "Nodes lost while they ran a request of this gateway", cluster.losses);
+        r.register(
+            "cluster_handed_over",
+            "Requests that a stopping node gave to another one",
+            cluster.handed_over,
+        );
+        r.register(
+            "cluster_republished",
+            "Tickets published again because the queue had lost them",
+            cluster.republished,
+        );
+        r.register("cluster_replays", "Times that events were asked for again after a gap", cluster.replays);
+        r.register("cluster_stale", "Messages of nodes that no longer run the request", cluster.stale);
+        r.register("cluster_claimed", "Claims that this node was granted", cluster.claimed);
+        r.register(
+            "cluster_orphaned",
+            "Requests stopped on this node because their gateway had gone",
+            cluster.orphaned,
+        );
         self
     }
 

@@ -6,6 +6,8 @@ mod api;
 mod architecture;
 mod cli;
 #[cfg(unix)]
+mod cluster;
+#[cfg(unix)]
 mod documentation;
 mod engine;
 mod export;

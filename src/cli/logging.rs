@@ -62,8 +62,9 @@ pub(super) fn start_quiet() -> anyhow::Result<()> {
 }
 
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {
-    // actix logs client mistakes as errors, which the access log has already. A filter can still override this.
-    EnvFilter::try_new(format!("actix_server=warn,actix_http=off,{level}")).with_context(|| {
-        format!("log.level is {level:?}: expected error, warn, info, debug, trace, or a tracing filter")
-    })
+    // actix logs client mistakes as errors, which the access log has already, and the cluster logs what the NATS client does. A
+    // filter can still override this.
+    EnvFilter::try_new(format!("actix_server=warn,actix_http=off,async_nats=off,{level}")).with_context(
+        || format!("log.level is {level:?}: expected error, warn, info, debug, trace, or a tracing filter"),
+    )
 }

@@ -3,8 +3,10 @@
 //! Results go to stdout, and nothing else does. Errors become one line on stderr with all their causes; logs go to stderr
 //! too.
 
+mod backend;
 mod bench;
 mod chat;
+mod cluster_options;
 mod doctor;
 mod engine_args;
 mod exit;
@@ -66,6 +68,10 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(serve::Args),
+    /// Take HTTP requests for a cluster, and let nodes answer them; needs --join
+    Gateway(serve::Args),
+    /// Answer requests of the gateways of a cluster; needs --join
+    Node(serve::Args),
     Generate(generate_args::Args),
     Export(export::Args),
     Inspect(inspect::Args),
@@ -128,7 +134,7 @@ impl Command {
     /// The output flags of the subcommand.
     const fn output(&self) -> OutputFlags {
         match self {
-            Self::Serve(args) => args.output(),
+            Self::Serve(args) | Self::Gateway(args) | Self::Node(args) => args.output(),
             Self::Generate(args) => args.output,
             Self::Export(args) => args.output,
             Self::Inspect(args) => args.output,
@@ -147,7 +153,9 @@ impl Command {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     let done = |()| Exit::Done.into();
     match command {
-        Command::Serve(args) => serve::run(&args),
+        Command::Serve(args) => serve::run(&args, backend::Command::Serve),
+        Command::Gateway(args) => serve::run(&args, backend::Command::Gateway),
+        Command::Node(args) => serve::run(&args, backend::Command::Node),
         Command::Generate(args) => generate::run(&args),
         Command::Export(args) => export::run(&args).map(done),
         Command::Inspect(args) => inspect::run(&args).map(done),

@@ -137,6 +137,49 @@ pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<
     Ok(models)
 }
 
+/// The first model in `models.dir`, for a process without `model.path`.
+///
+/// # Errors
+/// When the directory cannot be read, or has no model.
+pub(super) fn first_in(dir: &Path) -> anyhow::Result<(PathBuf, String)> {
+    let found = others(dir, Path::new("")).with_exit(Exit::Model)?;
+    let first = found.into_iter().next();
+    first
+        .with_context(|| format!("{} has no model; set models.dir or --models, or model.path", dir.display()))
+        .with_exit(Exit::Model)
+}
+
+/// The models of the settings as a gateway needs them: manifests and tokenizers, whether or not the weights are there.
+///
+/// # Errors
+/// When `models.dir` cannot be read, or two models have the same name.
+pub(super) fn texts(config: &Config) -> anyhow::Result<Vec<Candidate>> {
+    let mut found = vec![(config.model.path.clone(), config.model.id.clone())];
+    if let Some(dir) = &config.models.dir {
+        found.extend(others(dir, &config.model.path)?);
+    }
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for (dir, id) in found {
+        ensure!(
+            candidates.iter().all(|other| other.id != id),
+            "{}: two models have the name {id}; rename the directory, or set model.id",
+            dir.display()
+        );
+        let check = || {
+            ensure!(
+                manifest::is_model(&dir),
+                "{} has no {}: a gateway needs the manifest and the tokenizer files of an exported model; copy them from the \
+                 directory that `eka export` wrote, without the weights",
+                dir.display(),
+                manifest::FILE_NAME
+            );
+            Ok(ResolvedModel { dir: dir.clone(), id: id.clone(), draft: None })
+        };
+        candidates.push(Candidate { model: check(), id });
+    }
+    Ok(candidates)
+}
+
 /// Whether a model of the settings is a source directory, whose export depends on the device.
 pub(super) fn is_exporting(config: &Config) -> bool {
     let is_source = |path: &Path| is_model_or_source(path) && !manifest::is_model(path);

@@ -7,11 +7,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    backend::{Backend, Command, Role},
     exit::{Exit, WithExit},
     fd_limit, listener,
     logging::{self, LogLevel},
     output::OutputFlags,
-    queue,
     ready_file::ReadyFile,
     reload::LiveSettings,
     sandbox, settings, shutdown, worker, worker_configs,
@@ -22,13 +22,12 @@ use crate::{
         process_memory,
         scheduling::{SchedulingHint, set_scheduling_hint},
     },
-    http::{self, AppState, Commands, Life, ModelRegistry, Settings},
+    http::{self, AppState, Life, ModelRegistry, Settings},
     job::Readiness,
     log_queue,
     metrics::{MemoryKind, Metrics, OnDevice},
     otel::{Collector, Options},
-    prompt_store::PromptStore,
-    supervise::{WorkerConfig, WorkerPool},
+    supervise::WorkerConfig,
     worker::faults::FaultPlan,
 };
 
@@ -56,11 +55,12 @@ pub(super) struct Args {
 ///
 /// # Errors
 /// When settings, model or address are invalid, or the model cannot be loaded.
-pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let settings = config::Settings::load(&args.config)?;
+pub(super) fn run(args: &Args, command: Command) -> anyhow::Result<ExitCode> {
+    let mut settings = config::Settings::load(&args.config)?;
     if args.config.print_config {
         return settings::print_config(&settings, args.json).map(|()| ExitCode::SUCCESS);
     }
+    let role = Role::of(command, &mut settings)?;
     if let Some(path) = &args.ready_file {
         ReadyFile::remove_stale(path).with_exit(Exit::Usage)?;
     }
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(faults) = args.faults() {
         tracing::warn!(event = "faults_enabled", "workers inject faults for testing: {faults}");
     }
-    runtime.block_on(serve(args, &config, live, level))
+    runtime.block_on(serve(args, (&config, role), live, level))
 }
 
 impl Args {
@@ -97,30 +97,32 @@ impl Args {
 
 async fn serve(
     args: &Args,
-    config: &Config,
+    (config, role): (&Config, Role),
     live: LiveSettings,
     level: LogLevel,
 ) -> anyhow::Result<ExitCode> {
-    let metrics = Arc::new(Metrics::for_devices(&worker_configs::labels(config)));
+    let metrics = Metrics::for_devices(&worker_configs::labels(config));
+    let metrics = Arc::new(if role == Role::Single { metrics } else { metrics.with_cluster() });
     let sandbox = sandbox::of_this_program(&metrics)?;
-    let (models, workers) = worker_configs::on_all_devices(config, &sandbox).await?;
-    let listener = listener::listen(config)?;
     let collector = collector(config, &metrics)?;
-    let (workers, supervision) = WorkerPool::new(args.with_faults(workers), &metrics);
-    let readiness = workers.readiness();
-    let (executor, queue) = queue::start(config, &metrics, &workers);
+    let inject = |workers| args.with_faults(workers);
+    let backend = Backend::start(role, config, (&metrics, &sandbox), &inject).await?;
+    let listener = listener::listen(config)?;
     tokio::spawn(publish_memory(Arc::clone(&metrics)));
     let scheme = if live.tls.is_some() { "https" } else { "http" };
-    announce(args, &models, &format!("{scheme}://{}", listener.local_addr()?), &readiness)?;
+    let readiness = backend.readiness.clone();
+    announce(args, &backend.models, &format!("{scheme}://{}", listener.local_addr()?), &readiness)?;
     let drain = CancellationToken::new();
-    let settings = http_settings(config, workers.size());
+    let settings = http_settings(config, backend.workers);
+    let Backend { models, executor, beside, on_shutdown, finish, .. } = backend;
     let mut state =
         AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings);
     state.sandbox = Some(sandbox);
-    state.commands = Some(worker_commands(workers.clone()));
-    // Absolute, because workers use the directory too.
-    state.saved = Some(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?));
-    state.devices = devices(&workers).into();
+    state.commands = backend.commands;
+    state.serves = backend.serves;
+    state.saved = backend.saved;
+    state.devices = backend.devices;
+    state.only_operates = role == Role::Node;
     state.access = Arc::clone(&live.access);
     state.tls = live.tls.clone();
     state.deadlines = live.deadlines();
@@ -130,15 +132,17 @@ async fn serve(
     #[cfg(unix)]
     tokio::spawn(super::systemd::notify_readiness(readiness.clone()));
     let mut last = Readiness::Starting;
+    let requested = shutdown::requested(readiness.clone(), drain, args.ready_file.clone());
     let life = Life {
-        beside: async {
-            tokio::join!(supervision, queue);
+        beside,
+        shutdown: async {
+            requested.await;
+            on_shutdown();
         },
-        shutdown: shutdown::requested(readiness.clone(), drain, args.ready_file.clone()),
         finish: async {
             // Stopping the workers changes the state.
             last = readiness.borrow().clone();
-            workers.stop().await;
+            finish.await;
         },
     };
     let served = http::serve(listener, state, life).await;
@@ -174,18 +178,6 @@ fn http_settings(config: &Config, workers: usize) -> Settings {
     let settings = Settings::from(config);
     let max_connections = fd_limit::fit(settings.max_connections, fd_limit::raise_limit(), workers);
     Settings { max_connections, ..settings }
-}
-
-fn worker_commands(workers: WorkerPool) -> Commands {
-    Arc::new(move |command| {
-        let workers = workers.clone();
-        Box::pin(async move { workers.command(command).await })
-    })
-}
-
-/// The devices by name, if there are several.
-fn devices(workers: &WorkerPool) -> Vec<(String, watch::Receiver<Readiness>)> {
-    workers.devices().filter_map(|(label, readiness)| Some((label?.to_owned(), readiness))).collect()
 }
 
 /// The trace collector, if configured.

@@ -34,3 +34,22 @@ pub(super) fn collector_url(endpoint: &str) -> Option<String> {
     let path = if path.is_empty() { "v1/traces" } else { path };
     (!host.is_empty() && is_plain(host) && is_plain(path)).then(|| format!("http://{host}/{path}"))
 }
+
+/// Whether `text` can be one part of a NATS subject and of the name of a stream.
+pub(super) fn is_subject_token(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    !text.is_empty() && text.len() <= 64 && text.chars().all(is_plain)
+}
+
+/// Whether `text` has URLs of NATS servers. A user in the URL would be ignored, and show in the list of processes.
+pub(super) fn is_broker_urls(text: &str) -> bool {
+    let is_url = |url: &str| {
+        let authority = url
+            .split_once("://")
+            .map_or(Some(url), |(scheme, authority)| matches!(scheme, "nats" | "tls").then_some(authority));
+        authority.is_some_and(|host| {
+            !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c))
+        })
+    };
+    !text.trim().is_empty() && text.split(',').all(|url| is_url(url.trim()))
+}

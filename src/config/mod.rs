@@ -39,11 +39,12 @@ pub use self::{
     render::reference,
     settings::Settings,
     settings_table::{
-        Auth, Config, Cors, Device, Engine, Limits, Log, Model, Models, OnnxRuntime, Queue, Recycle, Server,
-        Tls, Trace, Watchdog,
+        Auth, Cluster, Config, Cors, Device, Engine, Limits, Log, Model, Models, OnnxRuntime, Queue, Recycle,
+        Server, Tls, Trace, Watchdog,
     },
     types::{
-        AnswerLimit, CacheDir, DefaultsFrom, Hosts, LogFormat, Origins, Secret, UnknownFields, UnknownValue,
+        AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, LogFormat, Origins, QueueStorage, Secret,
+        UnknownFields, UnknownValue,
     },
     user_dirs::{USER_STATE, UserDir},
 };

@@ -40,6 +40,12 @@ impl Settings {
         render::to_json(&self.merged)
     }
 
+    /// Whether no file, variable or flag sets the setting at `path`.
+    #[must_use]
+    pub fn is_default(&self, path: &str) -> bool {
+        self.merged.origin(path) == "default"
+    }
+
     /// The paths of the settings whose values differ.
     #[must_use]
     pub fn changed(&self, other: &Self) -> Vec<&'static str> {
@@ -58,6 +64,11 @@ impl Settings {
         // With one file only, the server would start without the TLS that its user expects.
         validator.require_both("tls.cert_file", "tls.key_file");
         validator.require_both("tls.key_file", "tls.cert_file");
+        validator.require_both("cluster.cert_file", "cluster.key_file");
+        validator.require_both("cluster.key_file", "cluster.cert_file");
+        validator.require_both("cluster.user", "cluster.password_file");
+        validator.require_both("cluster.password_file", "cluster.user");
+        validator.require_at_least("cluster.lost_ms", "cluster.probe_ms");
         let problems = validator.problems;
         match config {
             Some(config) if problems.is_empty() => Ok(Self { config, merged }),

@@ -8,11 +8,14 @@ use std::{
 };
 
 use super::{
-    checks::{is_collector_url, is_log_level, is_model_name, is_not_blank},
+    checks::{is_broker_urls, is_collector_url, is_log_level, is_model_name, is_not_blank, is_subject_token},
     declare::{optional, settings},
     defaults::{default_cache_dir, default_model_id, default_prompt_dir},
     setting::{Flag, Setting},
-    types::{AnswerLimit, CacheDir, DefaultsFrom, Hosts, LogFormat, Origins, Secret, UnknownFields},
+    types::{
+        AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, LogFormat, Origins, QueueStorage, Secret,
+        UnknownFields,
+    },
     validate::Validator,
     value::SettingValue,
 };
@@ -265,5 +268,50 @@ settings! {
         sample_ratio: Ratio = 1;
         /// Name of this server in traces
         service_name: String = "eka", expect "a name that is not empty", check is_not_blank;
+    }
+
+    /// Several machines: gateways, nodes, and the NATS server between them
+    cluster: Cluster {
+        /// URLs of NATS servers, separated by commas, such as `nats://10.0.0.5:4222`; `tls://` requires TLS. `eka gateway` and
+        /// `eka node` need it; with it, `eka serve` is a gateway and a node
+        join: Option<String>, unset "one machine",
+            expect "URLs of NATS servers separated by commas, such as nats://10.0.0.5:4222, without user and password",
+            check is_broker_urls, flag "join" "URLS";
+        /// First part of every subject, and the name of the stream; two clusters on one NATS server need different ones
+        prefix: String = "eka", expect "letters, digits, - and _", check is_subject_token;
+        /// Name of this node in subjects, logs and `/v1/slot`; unique in the cluster
+        node_id: Option<String>, unset "the host's name and random digits", expect "letters, digits, - and _",
+            check is_subject_token;
+        /// User for the NATS server
+        user: Option<String>, unset "no user", expect "a name that is not empty", check is_not_blank;
+        /// File with the user's password
+        password_file: Option<PathBuf>, unset "no password", expect "a file with a password";
+        /// File with the seed of an nkey, which replaces user and password
+        nkey_file: Option<PathBuf>, unset "no nkey", expect "a file with the seed of an nkey, which starts with SU";
+        /// PEM file of the certificates that the NATS server's certificate may be signed with
+        ca_file: Option<PathBuf>, unset "the system's certificates", expect "a file of PEM certificates";
+        /// PEM file of this process's certificate for the NATS server
+        cert_file: Option<PathBuf>, unset "no client certificate", expect "a file of PEM certificates";
+        /// PEM file of the private key of `cluster.cert_file`
+        key_file: Option<PathBuf>, unset "no client certificate", expect "a file with a private key, in PEM";
+        /// Maximum number of requests that wait in all gateways together; further requests get a 429
+        max_jobs: NonZeroUsize = 1024, in 1..=1 << 20;
+        /// Copies of the queue on different NATS servers
+        replicas: NonZeroUsize = 1, in 1..=5;
+        /// Where the NATS server keeps the queue: `file` survives its restart; after `memory` the gateways publish it again
+        storage: QueueStorage = "file", expect "file or memory";
+        /// Time for a node to claim a request, after which another node may
+        claim_ms: Millis = 2000, in 100..=60_000;
+        /// Silence of a node after which the gateway asks whether it still runs the request
+        probe_ms: Millis = 250, in 50..=60_000;
+        /// Silence of a node after which another node continues the request
+        lost_ms: Millis = 2000, in 200..=600_000;
+        /// Interval at which nodes report to gateways
+        beat_ms: Millis = 500, in 50..=60_000;
+        /// Number of nodes that a request may lose before it fails
+        max_losses: NonZeroU32 = 3, in 1..=100;
+        /// What a node does with its running requests when it stops: `finish` completes them within `server.grace_ms`,
+        /// `hand-over` lets other nodes continue them at the next token
+        drain: DrainMode = "finish", expect "finish or hand-over";
     }
 }

@@ -56,6 +56,24 @@ pub enum DefaultsFrom {
     Eka,
 }
 
+/// Where a NATS server keeps the queue of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QueueStorage {
+    /// On its disk.
+    File,
+    /// In its memory.
+    Memory,
+}
+
+/// What a node of a cluster does with its running requests when it stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DrainMode {
+    /// It completes them.
+    Finish,
+    /// Other nodes continue them.
+    HandOver,
+}
+
 /// Format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

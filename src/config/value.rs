@@ -12,7 +12,10 @@ use config::ValueKind;
 
 use super::{
     setting::Kind,
-    types::{AnswerLimit, CacheDir, DefaultsFrom, Hosts, LogFormat, Origins, Secret, UnknownFields},
+    types::{
+        AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, LogFormat, Origins, QueueStorage, Secret,
+        UnknownFields,
+    },
 };
 use crate::{
     device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Verify, WeightFormat},
@@ -131,7 +134,7 @@ macro_rules! words {
     )+};
 }
 
-words! { DefaultsFrom LogFormat UnknownFields WeightFormat }
+words! { DefaultsFrom DrainMode LogFormat QueueStorage UnknownFields WeightFormat }
 
 /// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {

@@ -32,7 +32,7 @@ pub(super) const STOPPING: Duration = Duration::from_secs(1);
 /// A handle to the queue and its slots; clones refer to the same queue.
 #[derive(Clone, Debug)]
 pub struct Executor {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Executor {
@@ -160,6 +160,7 @@ impl Executor {
         self.shared.update(|queue| queue.push_group(accepted))?;
         self.look_again();
         self.shared.deadlines_changed.notify_one();
+        self.shared.note_accepted(group);
         let ticket = |(id, events, cancel)| Ticket { id, events, cancel, shared: self.shared.clone() };
         Ok(receivers.into_iter().map(ticket).collect())
     }
@@ -215,6 +216,7 @@ impl Ticket {
         self.cancel.cancel();
         if let Some(left) = self.shared.update(|queue| queue.remove(self.id)) {
             self.shared.queue().count(JobOutcome::Cancelled);
+            self.shared.note_withdrawn(&left);
             left.send_cancelled();
         }
     }

@@ -15,6 +15,8 @@ mod handle;
 mod in_turn;
 mod limits;
 mod queue;
+mod queue_change;
+mod remote;
 mod scheduling;
 mod shared;
 mod slot;
@@ -26,6 +28,8 @@ pub use self::{
     handle::{Executor, Ticket},
     limits::{Deadlines, Limits, SubmitError, Terms},
     queue::Routing,
+    queue_change::{AcceptedGroup, QueueChange},
+    remote::{ClaimedGroup, RemoteQueue},
     snapshot::{
         Caller, FinishedJob, JobCounts, JobInfo, JobOutcome, QueueSummary, RunningJobInfo, Snapshot,
         WaitingJobInfo,

@@ -2,13 +2,17 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64};
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, mpsc::UnboundedSender},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     estimate::{SlotUsage, Work},
     limits::Limits,
     queue::{Queue, QueuedJob},
+    queue_change::QueueChange,
     snapshot::{FinishedJob, JobOutcome},
 };
 use crate::{
@@ -30,6 +34,8 @@ pub(super) struct Shared {
     pub(super) left: Notify,
     /// The grace time of a drain has passed.
     pub(super) cut_off: CancellationToken,
+    /// Where a remote queue reports its changes.
+    pub(super) changes: Option<UnboundedSender<QueueChange>>,
 }
 
 impl Shared {
@@ -42,6 +48,23 @@ impl Shared {
             deadlines_changed: Notify::new(),
             left: Notify::new(),
             cut_off: CancellationToken::new(),
+            changes: None,
+        }
+    }
+
+    /// Reports a group of jobs that now waits.
+    pub(super) fn note_accepted(&self, group: JobId) {
+        if let Some(changes) = &self.changes
+            && let Some(accepted) = self.queue().waiting_group(group)
+        {
+            let _ = changes.send(QueueChange::Accepted(accepted));
+        }
+    }
+
+    /// Reports that a waiting job was removed from the queue.
+    pub(super) fn note_withdrawn(&self, removed: &QueuedJob) {
+        if let Some(changes) = &self.changes {
+            let _ = changes.send(QueueChange::Withdrawn(removed.group));
         }
     }
 
@@ -93,6 +116,7 @@ impl Shared {
         let now = Instant::now();
         while let Some((late, failure)) = self.update(|queue| queue.remove_overdue(now)) {
             self.queue().count(JobOutcome::Failed);
+            self.note_withdrawn(&late);
             late.send(Event::Failed(failure));
         }
         self.queue().next_deadline()
@@ -121,6 +145,7 @@ impl Shared {
         self.cut_off.cancel();
         while let Some(waiting) = self.update(Queue::remove_first) {
             self.queue().count(JobOutcome::Failed);
+            self.note_withdrawn(&waiting);
             waiting.send(Event::Failed(Failure::ShuttingDown));
         }
     }

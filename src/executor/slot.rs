@@ -55,7 +55,7 @@ pub(super) async fn watch_deadlines(shared: Arc<Shared>) {
     }
 }
 
-async fn run_group<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: Vec<QueuedJob>)
+pub(super) async fn run_group<R, F>(shared: &Shared, slot: usize, run: &mut R, accepted: Vec<QueuedJob>)
 where
     R: FnMut(Vec<GroupedJob>, UnboundedSender<(JobId, Event)>) -> F + Send,
     F: Future<Output = Result<(), Failure>> + Send,

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Deadlines, Executor, Limits, SubmitError, Ticket, in_turn::one_by_one};
+use super::{Deadlines, Executor, Limits, QueueChange, SubmitError, Ticket, in_turn::one_by_one};
 use crate::{
     job::{EndReason, Event, Failure, Finish, Job, MemoryReport, Step, Timings, Usage},
     metrics::Metrics,
@@ -321,4 +321,57 @@ async fn two_slots_run_two_jobs_at_a_time_and_end_when_the_queue_is_drained() {
     assert!(began.elapsed() < 350 * MS, "five jobs of 100 ms took {:?}", began.elapsed());
     executor.drain(Duration::from_secs(1)).await;
     work.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_a_remote_queue_run_when_they_are_claimed_and_not_after_they_have_left() {
+    let (executor, queue, mut changes, deadlines) = Executor::remote(limits(2), Arc::new(Metrics::new()));
+    tokio::spawn(deadlines);
+    let mut first = executor.ask(3, FOREVER).unwrap();
+    let second = executor.ask(3, FOREVER).unwrap();
+    assert!(matches!(executor.ask(3, FOREVER), Err(SubmitError::Busy { .. })), "no slot is known");
+    let mut accepted = Vec::new();
+    for _ in 0..2 {
+        let Some(QueueChange::Accepted(group)) = changes.recv().await else { panic!("an accepted group") };
+        accepted.push(group.group);
+    }
+    drop(second);
+    assert!(matches!(changes.recv().await, Some(QueueChange::Withdrawn(group)) if group == accepted[1]));
+    assert!(queue.claim(accepted[1], 0).is_none(), "its client has left");
+    assert!(queue.is_waiting(accepted[0]));
+    let claimed = queue.claim(accepted[0], 0).unwrap();
+    assert!(queue.claim(accepted[0], 1).is_none(), "it is claimed once");
+    let run = queue.run(claimed, |jobs, events| async move {
+        let job = &jobs[0].job;
+        events.send((job.id, Event::Step(Step::Token(7)))).unwrap();
+        events.send((job.id, done(EndReason::EndToken, 1))).unwrap();
+        Ok(())
+    });
+    let ((), read) = tokio::join!(run, read_all(&mut first));
+    assert_eq!(read, (vec![7], done(EndReason::EndToken, 1)));
+    assert_eq!(executor.summary().running, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remote_queue_counts_free_slots_and_the_jobs_of_other_queues() {
+    let (executor, queue, _changes, _deadlines) = Executor::remote(limits(2), Arc::new(Metrics::new()));
+    queue.set_slots(3, 1);
+    let tickets: Vec<_> = (0..3).map(|_| executor.ask(3, FOREVER).unwrap()).collect();
+    assert!(matches!(executor.ask(3, FOREVER), Err(SubmitError::Busy { .. })), "two wait beside a free slot");
+    drop(tickets);
+    queue.set_waiting_elsewhere(3);
+    let Err(SubmitError::Busy { jobs, .. }) = executor.ask(3, FOREVER) else { panic!("others wait") };
+    assert_eq!(jobs, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_withdraws_a_job_of_a_remote_queue() {
+    let (executor, queue, mut changes, deadlines) = Executor::remote(limits(2), Arc::new(Metrics::new()));
+    tokio::spawn(deadlines);
+    let limits = Deadlines { queue: 50 * MS, total: Duration::MAX };
+    let mut ticket = executor.ask(3, limits).unwrap();
+    assert!(matches!(ticket.next().await, Some(Event::Failed(Failure::QueueTimeout { .. }))));
+    assert!(matches!(changes.recv().await, Some(QueueChange::Accepted(_))));
+    let Some(QueueChange::Withdrawn(group)) = changes.recv().await else { panic!("it is withdrawn") };
+    assert!(queue.claim(group, 0).is_none());
 }

@@ -65,6 +65,6 @@ pub use self::{
     error::Unavailable,
     model_registry::ModelRegistry,
     server::serve::{Life, serve},
-    state::{AppState, Commands, SetLogLevel, Settings},
+    state::{AppState, Commands, DeviceStates, ServesModel, SetLogLevel, Settings},
     tls::{Tls, TlsError},
 };

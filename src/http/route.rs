@@ -240,9 +240,11 @@ impl Route {
     }
 }
 
-/// Registers routes, those of one path as one resource. Other methods get a 405 that lists the allowed ones.
-pub(crate) fn register(routes: &[Route], app: &mut web::ServiceConfig) {
-    let mut routes: Vec<&Route> = routes.iter().collect();
+/// Registers routes, those of one path as one resource. Other methods get a 405 that lists the allowed ones. With
+/// `only_operates`, requests for answers and models have no route.
+pub(crate) fn register(routes: &[Route], only_operates: bool, app: &mut web::ServiceConfig) {
+    let mut routes: Vec<&Route> =
+        routes.iter().filter(|route| !only_operates || route.info.is_for_operators()).collect();
     routes.sort_by_key(|route| route.pattern);
     for of_path in routes.chunk_by(|one, other| one.pattern == other.pattern) {
         let methods: Vec<_> = of_path.iter().map(|route| &route.info.method).collect();

@@ -14,6 +14,14 @@ pub(crate) struct RouteInfo {
     pub(crate) errors: ErrorShape,
 }
 
+impl RouteInfo {
+    /// Whether the route is for those who operate the server: probes, metrics, the slot, shutdown.
+    pub(crate) fn is_for_operators(&self) -> bool {
+        matches!(self.access, Access::Probe | Access::Metrics)
+            || ["/version", "/v1/slot", "/admin/drain", "/admin/log"].contains(&self.path)
+    }
+}
+
 /// Who may call a route.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {

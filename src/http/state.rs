@@ -13,7 +13,9 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{body_memory::BodyMemory, model_registry::ModelRegistry, offload::Offload, tls::Tls};
+use super::{
+    body_memory::BodyMemory, error::ApiError, model_registry::ModelRegistry, offload::Offload, tls::Tls,
+};
 use crate::{
     auth::AccessControl,
     config::{Config, DefaultsFrom, UnknownFields},
@@ -29,6 +31,12 @@ use crate::{
 /// Sends a command to all slots; returns at least one outcome, one per device.
 pub type Commands =
     Arc<dyn Fn(Command) -> Pin<Box<dyn Future<Output = Vec<CommandOutcome>> + Send>> + Send + Sync>;
+
+/// Gives the readiness of each device, or of each slot of a cluster, by its name.
+pub type DeviceStates = Arc<dyn Fn() -> Vec<(String, Readiness)> + Send + Sync>;
+
+/// Says whether something can answer requests for a model, by its id.
+pub type ServesModel = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Sets `log.level`; the error is the reason for a failure.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -104,16 +112,20 @@ pub struct AppState {
     pub sandbox: Option<Sandbox>,
     /// `None` if admin commands are not supported.
     pub commands: Option<Commands>,
+    /// `None` if every model of the settings can be answered.
+    pub serves: Option<ServesModel>,
     /// `None` if prompts cannot be saved.
     pub saved: Option<PromptStore>,
     /// `None` if the log level cannot be changed.
     pub set_log_level: Option<SetLogLevel>,
+    /// Whether this is a node of a cluster: it answers probes, and its requests come from gateways.
+    pub only_operates: bool,
     /// Cancelled by `/admin/drain`.
     pub drain: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) readiness: watch::Receiver<Readiness>,
     /// The readiness of each device by its name; empty with a single device.
-    pub devices: Arc<[(String, watch::Receiver<Readiness>)]>,
+    pub devices: DeviceStates,
     pub(crate) settings: Settings,
     /// Current time limits of requests that send none.
     pub deadlines: watch::Receiver<Deadlines>,
@@ -142,12 +154,14 @@ impl AppState {
             tls: None,
             sandbox: None,
             commands: None,
+            serves: None,
             saved: None,
             set_log_level: None,
+            only_operates: false,
             drain: CancellationToken::new(),
             metrics,
             readiness,
-            devices: Arc::default(),
+            devices: Arc::new(Vec::new),
             settings,
             deadlines,
             offload: Offload::default(),
@@ -159,6 +173,14 @@ impl AppState {
     pub(crate) fn sandbox(&self) -> Result<&Sandbox, SandboxError> {
         let missing = || SandboxError::Unavailable { reason: "there is none".into() };
         self.sandbox.as_ref().ok_or_else(missing)
+    }
+
+    /// Refuses a model that no node of the cluster has.
+    pub(crate) fn check_served(&self, model: &str) -> Result<(), ApiError> {
+        let Some(serves) = self.serves.as_ref().filter(|serves| !serves(model)) else { return Ok(()) };
+        let ids = self.models.usable_ids().into_iter().filter(|id| serves(id));
+        let served = ids.map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ");
+        Err(ApiError::ModelNotFound { asked: model.to_owned(), served })
     }
 
     pub(crate) fn deadlines(&self) -> Deadlines {

@@ -27,7 +27,7 @@ pub enum Step {
 
 /// What happens to a job. The last event is `Done` or `Failed`.
 #[expect(clippy::large_enum_variant, reason = "it is moved a few times a token, which costs less than a box")]
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// The job has left the queue.
     Started {

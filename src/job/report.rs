@@ -100,7 +100,7 @@ impl ModelReport {
 }
 
 /// A ready worker and its loaded models.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SlotReport {
     /// Its runtime and device.
     pub runtime: RuntimeReport,
@@ -120,7 +120,7 @@ impl SlotReport {
 
 /// Whether a device can run jobs.
 #[expect(clippy::large_enum_variant, reason = "there is one of it, and it is read in place")]
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Readiness {
     /// The first worker is loading its model. New requests are rejected.
     Starting,

@@ -34,11 +34,12 @@ const LAYERS: &str = "
     otel: job metrics units
     supervise: child_process files job log_queue metrics otel wire units
     executor: job metrics otel units
+    cluster: executor job metrics units
     http: auth config constraint executor files job metrics sandbox prompt_store text otel units
     client:
     smoke: client
     loadgen: client
-    cli: auth child_process device_spec client config constraint device engine executor export files http job loadgen log_queue manifest metrics model sandbox prompt_store smoke supervise text otel units wire worker
+    cli: auth child_process cluster device_spec client config constraint device engine executor export files http job loadgen log_queue manifest metrics model sandbox prompt_store smoke supervise text otel units wire worker
 ";
 
 /// The only module with `unsafe`.

@@ -69,7 +69,11 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 const READY_FILE: &str = "ready.json";
 
 fn serve(directory: &TempDir, flags: &[&str]) -> Command {
-    let mut command = eka(&["serve", "--port", "0", "--set", &cache_setting()]);
+    serve_as("serve", directory, flags)
+}
+
+fn serve_as(role: &str, directory: &TempDir, flags: &[&str]) -> Command {
+    let mut command = eka(&[role, "--port", "0", "--set", &cache_setting()]);
     command.arg("--ready-file").arg(directory.path().join(READY_FILE)).args(flags);
     command
 }
@@ -107,6 +111,13 @@ impl Program {
     /// Starts it with these flags and waits until it is ready.
     pub(crate) async fn start(flags: &[&str]) -> Self {
         Self::start_listening(flags).await.ready().await
+    }
+
+    /// Starts `eka gateway` or `eka node` with these flags and waits until it is ready.
+    pub(crate) async fn start_as_role(role: &str, flags: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let command = serve_as(role, &directory, flags);
+        Self::listening(command, directory).await.ready().await
     }
 
     /// Starts it with these flags under a limit of `files` open files, and waits until it is ready.

@@ -1,6 +1,11 @@
 //! Waiting and running jobs, and whether there is room. Pure: callers pass the time.
 
-use std::{collections::VecDeque, fmt, num::NonZeroUsize, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fmt,
+    num::NonZeroUsize,
+    sync::Arc,
+};
 
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -8,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     estimate::{SlotUsage, SpeedEstimate, Work},
     limits::{Limits, SubmitError, Terms},
+    queue_change::AcceptedGroup,
     scheduling::{Candidate, Pick, Scheduler, SlotRule},
     snapshot::{Caller, FinishedJob, History, JobInfo, JobOutcome, RunningJobInfo, Snapshot, WaitingJobInfo},
 };
@@ -196,6 +202,10 @@ pub(super) struct Queue {
     routing: Option<Routing>,
     /// Finished jobs.
     done: u64,
+    /// Slots that can take jobs, where that differs from the number of slots: a remote slot may be away.
+    live_slots: Option<usize>,
+    /// Jobs that wait for the same slots in queues of other processes.
+    waiting_elsewhere: usize,
 }
 
 impl Queue {
@@ -212,6 +222,8 @@ impl Queue {
             order: Scheduler::new(),
             routing: None,
             done: 0,
+            live_slots: None,
+            waiting_elsewhere: 0,
         }
     }
 
@@ -241,6 +253,47 @@ impl Queue {
     /// Sets the number of slots, one per device.
     pub(super) fn set_slots(&mut self, slots: usize) {
         self.slots = vec![SlotHistory::default(); slots];
+    }
+
+    /// Sets the number of slots of other machines, and how many of them can take jobs now.
+    pub(super) fn set_remote_slots(&mut self, slots: usize, live: usize) {
+        self.slots.resize(slots.max(1), SlotHistory::default());
+        self.live_slots = Some(live);
+    }
+
+    /// Sets the number of jobs that wait for the same slots in queues of other processes.
+    pub(super) const fn set_waiting_elsewhere(&mut self, jobs: usize) {
+        self.waiting_elsewhere = jobs;
+    }
+
+    /// What other machines need to know of a waiting group.
+    pub(super) fn waiting_group(&self, group: JobId) -> Option<AcceptedGroup> {
+        let of_group = |waiting: &&QueuedJob| waiting.group == group;
+        let first = self.waiting.iter().find(of_group)?;
+        Some(AcceptedGroup {
+            group,
+            model: first.job.model.clone(),
+            terms: first.terms,
+            prompt: Tokens(self.waiting.iter().filter(of_group).map(|job| job.job.prompt.len()).sum()),
+            accepted: first.at,
+            trace: first.job.trace.clone(),
+        })
+    }
+
+    /// Gives the waiting jobs of a group to a slot.
+    pub(super) fn take_group(&mut self, group: JobId, slot: usize, now: Instant) -> Vec<QueuedJob> {
+        self.take_rest(group, slot, now)
+    }
+
+    /// Notes that the running jobs with these ids have moved to another slot.
+    pub(super) fn move_to(&mut self, jobs: &[JobId], slot: usize) {
+        for running in self.running.iter_mut().filter(|running| jobs.contains(&running.job.id)) {
+            running.slot = slot;
+        }
+    }
+
+    fn estimating_slots(&self) -> usize {
+        self.live_slots.unwrap_or(self.slots.len())
     }
 
     pub(super) fn set_limits(&mut self, limits: Limits) {
@@ -377,7 +430,7 @@ impl Queue {
 
     /// Information about all jobs.
     pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
-        let share = |work| self.speed.share_of(work, self.slots.len());
+        let share = |work| self.speed.share_of(work, self.estimating_slots());
         let mut wait_time = self.running.iter().map(|running| share(running.remains)).sum();
         let wait = |waiting: &QueuedJob| {
             let time = now.saturating_duration_since(waiting.at);
@@ -418,6 +471,12 @@ impl Queue {
         let is_open = |slot: &usize| self.routing.as_ref().is_none_or(|routing| (routing.is_open)(*slot));
         let is_free = |slot: &usize| self.running.iter().all(|running| running.slot != *slot);
         (0..self.slots.len()).filter(|slot| is_free(slot) && is_open(slot)).collect()
+    }
+
+    /// Free slots of `live` ones. A slot runs the jobs of one group.
+    fn free_of(&self, live: usize) -> usize {
+        let busy: BTreeSet<usize> = self.running.iter().map(|running| running.slot).collect();
+        live.saturating_sub(busy.len())
     }
 
     /// Whether a slot has a model loaded; always true without routing.
@@ -464,8 +523,8 @@ impl Queue {
     /// A group counts as one job. Those that free slots are about to take do not count. Prompts above the token limit are accepted
     /// if no other job waits, because each is limited by the context length.
     fn has_room_for(&self, prompt: Tokens) -> bool {
-        let free = self.free().len();
-        let (mut groups, mut queued, mut last) = (0, 0, None);
+        let free = self.live_slots.map_or_else(|| self.free().len(), |live| self.free_of(live));
+        let (mut groups, mut queued, mut last) = (self.waiting_elsewhere, 0, None);
         for waiting in &self.waiting {
             // The jobs of a group wait side by side.
             if last.replace(waiting.group) != Some(waiting.group) {
@@ -485,14 +544,21 @@ impl Queue {
 
     fn busy(&self, priority: Priority) -> SubmitError {
         let running = self.running.iter().map(|running| running.remains);
-        let ahead = running.chain(self.ahead_of(priority));
+        let ahead = running.chain(self.ahead_of(priority)).chain(self.elsewhere());
         SubmitError::Busy {
-            jobs: self.jobs(),
+            jobs: self.jobs() + self.waiting_elsewhere,
             max_jobs: self.limits.max_jobs,
             prompt_tokens: self.prompt_tokens(),
             max_prompt_tokens: self.limits.max_prompt_tokens,
-            retry_after: self.speed.retry_after(ahead, self.slots.len()),
+            retry_after: self.speed.retry_after(ahead, self.estimating_slots()),
         }
+    }
+
+    /// Jobs of other queues, as if they were like those of this one.
+    fn elsewhere(&self) -> impl Iterator<Item = Work> {
+        let typical = self.waiting.front().map(QueuedJob::work);
+        let typical = typical.or_else(|| self.running.first().map(|running| running.remains));
+        std::iter::repeat_n(typical.unwrap_or_default(), self.waiting_elsewhere)
     }
 
     /// Jobs that would run before a new job of this priority.

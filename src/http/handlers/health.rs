@@ -45,7 +45,7 @@ pub(crate) async fn readyz(state: web::Data<AppState>) -> Result<HttpResponse, A
     if let Some(error) = ApiError::not_ready(&state.readiness.borrow()) {
         return Err(error);
     }
-    let devices = state.devices.iter().map(|(name, seen)| (name.clone(), seen.borrow().as_str()));
+    let devices = (state.devices)().into_iter().map(|(name, seen)| (name, seen.as_str()));
     Ok(HttpResponse::Ok().json(Status { status: "ready", devices: devices.collect() }))
 }
 

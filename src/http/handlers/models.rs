@@ -152,10 +152,9 @@ impl ModelDetails<'_> {
         let card = text.card();
         let id = card.id.as_str().into();
         let readiness = state.readiness.borrow();
-        let devices = state.devices.iter().map(|(name, readiness)| {
-            let readiness = readiness.borrow();
+        let devices = (state.devices)().into_iter().map(|(device, readiness)| {
             let loaded = LoadedModel::find(&readiness, &id);
-            OnDevice { device: name.clone(), loaded, worker: (&*readiness).into() }
+            OnDevice { device, loaded, worker: (&readiness).into() }
         });
         Self::Available {
             context_length: state.context_length(text),

@@ -188,7 +188,9 @@ impl<'a> Reader<'a> {
     }
 
     fn slot(&self, mut snapshot: Snapshot) -> Slot {
-        let devices: Vec<_> = (0..snapshot.slots).map(|index| self.device(index, &snapshot)).collect();
+        let states = (self.state.devices)();
+        let states = (0..snapshot.slots).map(|index| (index, states.get(index)));
+        let devices: Vec<_> = states.map(|(index, state)| self.device(index, state, &snapshot)).collect();
         for Device { index, memory, running, .. } in &devices {
             let last = snapshot.past.iter_mut().rfind(|past| past.slot == *index);
             if let Some(last) = last.filter(|_| running.is_none()) {
@@ -207,12 +209,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn device(&self, index: usize, snapshot: &Snapshot) -> Device {
+    fn device(&self, index: usize, own: Option<&(String, Readiness)>, snapshot: &Snapshot) -> Device {
         // A single device has no label, and its readiness is that of the server.
-        let own = self.state.devices.get(index);
         let label = own.map(|(label, _)| label.as_str());
-        let readiness = own.map_or(&self.state.readiness, |(_, seen)| seen).borrow();
-        let up = match &*readiness {
+        let readiness = own.map_or_else(|| self.state.readiness.borrow().clone(), |(_, seen)| seen.clone());
+        let up = match &readiness {
             Readiness::Ready(report) => Some(report),
             _ => None,
         };

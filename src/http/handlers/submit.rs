@@ -41,6 +41,7 @@ pub(crate) async fn submit(
     let (arrived, terms, choices) = (Instant::now(), params.terms, params.choices);
     let caller = origin.caller.clone();
     check_readiness(&state.readiness.borrow())?;
+    state.check_served(&text.card().id)?;
     let prepared = prepare(ServedModel { state, text }, params, origin, arrived).await?;
     let all: Vec<(Job, AnswerOptions)> = prepared
         .into_iter()

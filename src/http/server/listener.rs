@@ -81,7 +81,7 @@ pub(crate) fn listen(
             .wrap(from_fn(|request: ServiceRequest, next| {
                 pipeline::handle(routes::find(request.method(), request.path()), request, next)
             }))
-            .configure(|app| route::register(&routes::ROUTES, app))
+            .configure(|app| route::register(&routes::ROUTES, data.only_operates, app))
             .default_service(web::to(not_found));
         let http = HttpService::build()
             .client_request_timeout(HEAD_TIMEOUT)

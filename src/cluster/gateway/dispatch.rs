@@ -1,0 +1,112 @@
+//! Passes messages of nodes to the owners of the jobs.
+
+use std::sync::Arc;
+
+use async_nats::{Message, Subscriber};
+use futures_util::StreamExt;
+use tokio::time::Instant;
+
+use super::{Shared, owner::Mail};
+use crate::cluster::{
+    connect_error::ConnectError,
+    messages::{
+        Batch, BatchAnswer, Beat, BeatAnswer, ClaimAnswer, ClaimRequest, JOB_FORMAT, NodeState, VERSION,
+        decode, encode,
+    },
+};
+
+/// The subscriptions of a gateway.
+pub(super) struct Dispatch {
+    shared: Arc<Shared>,
+    claims: Subscriber,
+    batches: Subscriber,
+    beats: Subscriber,
+    states: Subscriber,
+}
+
+impl Dispatch {
+    /// Subscribes to all that nodes send to this gateway.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub(super) async fn start(shared: Arc<Shared>) -> Result<Self, ConnectError> {
+        let own = |what| shared.broker.subjects.gateway(&shared.options.id, what);
+        let claims = shared.broker.subscribe(own("claim")).await?;
+        let batches = shared.broker.subscribe(own("ev")).await?;
+        let beats = shared.broker.subscribe(own("beat")).await?;
+        let states = shared.broker.subscribe(shared.broker.subjects.state_of_any_version()).await?;
+        Ok(Self { shared, claims, batches, beats, states })
+    }
+
+    /// Passes messages on until the connection ends.
+    pub(super) async fn run(mut self) {
+        let shared = self.shared;
+        loop {
+            tokio::select! {
+                Some(message) = self.batches.next() => batch(&shared, message).await,
+                Some(message) = self.claims.next() => claim(&shared, message).await,
+                Some(message) = self.beats.next() => beat(&shared, &message).await,
+                Some(message) = self.states.next() => state(&shared, &message),
+                else => return,
+            }
+        }
+    }
+}
+
+/// Decodes a message, or logs that it cannot be.
+fn read<T: serde::de::DeserializeOwned>(message: &Message) -> Option<T> {
+    let decoded = decode(&message.payload);
+    decoded.inspect_err(|error| tracing::warn!(subject = %message.subject, "message ignored: {error}")).ok()
+}
+
+async fn claim(shared: &Arc<Shared>, message: Message) {
+    let Some(request) = read::<ClaimRequest>(&message) else { return };
+    let (group, format) = match &request {
+        ClaimRequest::Claim { job, format, .. } => (*job, *format),
+        ClaimRequest::Part { run, .. } => (run.job, JOB_FORMAT),
+    };
+    if format < JOB_FORMAT {
+        let reason = format!(
+            "the node understands requests of format {format}, and this gateway sends format {JOB_FORMAT}; upgrade the node first"
+        );
+        return shared.broker.answer(&message, encode(&ClaimAnswer::Refused { reason })).await;
+    }
+    if !shared.mail(group, Mail::Claim(request, message.clone())) {
+        shared.broker.answer(&message, encode(&ClaimAnswer::Gone)).await;
+    }
+}
+
+async fn batch(shared: &Arc<Shared>, message: Message) {
+    let Some(batch) = read::<Batch>(&message) else { return };
+    let is_stale = !shared.is_current(&batch.run);
+    if is_stale || !shared.mail(batch.run.job, Mail::Batch(batch, message.clone())) {
+        shared.metrics.cluster.stale.inc();
+        shared.broker.answer(&message, encode(&BatchAnswer::Unknown)).await;
+    }
+}
+
+async fn beat(shared: &Arc<Shared>, message: &Message) {
+    let Some(beat) = read::<Beat>(message) else { return };
+    let mut answer = BeatAnswer::default();
+    for (run, next) in beat.runs {
+        if !shared.is_current(&run) || !shared.mail(run.job, Mail::Alive(run.clone(), next)) {
+            answer.stop.push(run);
+        }
+    }
+    shared.broker.answer(message, encode(&answer)).await;
+}
+
+fn state(shared: &Arc<Shared>, message: &Message) {
+    let version = shared.broker.subjects.version(&message.subject).unwrap_or_default().to_owned();
+    if version != VERSION.to_string() {
+        return tracing::warn!(
+            event = "node_version",
+            "a node uses version {version} of the cluster's messages, and this gateway version {VERSION}: upgrade the older one"
+        );
+    }
+    if let Some(state) = read::<NodeState>(message) {
+        shared.fleet.note(state, Instant::now());
+        let (slots, live) = shared.fleet.counts();
+        shared.queue.set_slots(slots, live);
+    }
+}

@@ -1,0 +1,225 @@
+//! A gateway: owns jobs from their acceptance to their end.
+//!
+//! Each group of jobs has one task ([`owner`]), which holds the group's state and gets mail: claims, events, what probes found.
+//! The tasks here only pass messages to the owners, and look after the stream and the list of nodes.
+
+mod dispatch;
+mod grant;
+mod owner;
+mod probe;
+mod run;
+mod tickets;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc::UnboundedReceiver, mpsc::UnboundedSender, mpsc::unbounded_channel, watch},
+    time::{Instant, interval, sleep},
+};
+
+use self::{
+    owner::{Mail, Owner},
+    tickets::Tickets,
+};
+use super::{
+    broker::Broker,
+    connect_error::ConnectError,
+    fleet::Fleet,
+    jetstream::{StreamError, TicketStream},
+    messages::RunKey,
+    options::Options,
+    subjects::Pool,
+};
+use crate::{
+    executor::{Executor, Limits, QueueChange, RemoteQueue},
+    job::{JobId, ModelId, Readiness},
+    metrics::Metrics,
+};
+
+/// Interval at which nodes that no longer report are looked for.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a gateway tries to create the stream before it gives up: servers of a cluster elect a leader first.
+const CREATE: Duration = Duration::from_secs(20);
+
+/// A gateway of a cluster; clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+/// What the tasks of a gateway share.
+#[derive(Debug)]
+struct Shared {
+    broker: Broker,
+    stream: TicketStream,
+    options: Options,
+    pools: BTreeMap<ModelId, Pool>,
+    queue: RemoteQueue,
+    fleet: Fleet,
+    tickets: Tickets,
+    owners: Mutex<HashMap<u64, OwnerHandle>>,
+    metrics: Arc<Metrics>,
+}
+
+/// How the tasks reach the owner of a group.
+#[derive(Clone, Debug)]
+struct OwnerHandle {
+    mail: UnboundedSender<Mail>,
+    /// The epoch that runs; 0 while none does.
+    epoch: Arc<AtomicU32>,
+}
+
+impl Gateway {
+    /// A gateway that serves these models, its queue, and the future that runs both.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the broker does not allow what a gateway needs.
+    pub async fn start(
+        broker: Broker,
+        options: Options,
+        (limits, pools): (Limits, BTreeMap<ModelId, Pool>),
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, Executor, impl Future<Output = ()> + Send + 'static), ConnectError> {
+        let stream = TicketStream::new(broker.clone(), &options);
+        create(&stream, pools.values(), &options).await?;
+        let (executor, queue, changes, deadlines) = Executor::remote(limits, Arc::clone(&metrics));
+        let shared = Arc::new(Shared {
+            tickets: Tickets::default(),
+            fleet: Fleet::new(),
+            owners: Mutex::default(),
+            broker,
+            stream,
+            options,
+            pools,
+            queue,
+            metrics,
+        });
+        let gateway = Self { shared: Arc::clone(&shared) };
+        let dispatch = dispatch::Dispatch::start(Arc::clone(&shared)).await?;
+        let work = async move {
+            tokio::join!(
+                deadlines,
+                dispatch.run(),
+                start_owners(Arc::clone(&shared), changes),
+                watch_nodes(Arc::clone(&shared)),
+                tickets::watch(shared),
+            );
+        };
+        Ok((gateway, executor, work))
+    }
+
+    /// Whether a node is ready, with the loaded models of all nodes.
+    #[must_use]
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.shared.fleet.readiness()
+    }
+
+    /// The state of every slot by its name.
+    #[must_use]
+    pub fn devices(&self) -> Vec<(String, Readiness)> {
+        self.shared.fleet.devices()
+    }
+
+    /// Whether a node can run a model.
+    #[must_use]
+    pub fn serves(&self, model: &ModelId) -> bool {
+        self.shared.pools.get(model).is_some_and(|pool| self.shared.fleet.serves(pool.as_str()))
+    }
+
+    /// Waits until the last messages are with the broker.
+    pub async fn finish(&self) {
+        self.shared.broker.flush(Duration::from_secs(1)).await;
+    }
+}
+
+impl Shared {
+    fn owners(&self) -> MutexGuard<'_, HashMap<u64, OwnerHandle>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends mail to the owner of a group; `false` if it has ended.
+    fn mail(&self, group: u64, mail: Mail) -> bool {
+        self.owners().get(&group).is_some_and(|owner| owner.mail.send(mail).is_ok())
+    }
+
+    /// Whether a run is the current one of its group.
+    fn is_current(&self, run: &RunKey) -> bool {
+        let is_its_epoch = |owner: &OwnerHandle| owner.epoch.load(Ordering::Relaxed) == run.epoch;
+        self.owners().get(&run.job).is_some_and(is_its_epoch)
+    }
+}
+
+/// Creates the stream and the consumers of all pools.
+async fn create(
+    stream: &TicketStream,
+    pools: impl Iterator<Item = &Pool> + Clone,
+    options: &Options,
+) -> Result<(), ConnectError> {
+    let until = Instant::now() + CREATE;
+    loop {
+        let mut created = stream.create().await;
+        for pool in pools.clone() {
+            if created.is_ok() {
+                created = stream.create_consumers(pool).await;
+            }
+        }
+        let reason = match created {
+            Ok(()) => return Ok(()),
+            Err(StreamError::Refused { message, .. }) => message,
+            Err(_) if Instant::now() < until => {
+                sleep(Duration::from_millis(250)).await;
+                continue;
+            }
+            Err(StreamError::Missing) => "it has no JetStream; start it with --jetstream".into(),
+            Err(StreamError::Full | StreamError::Late) => {
+                "it does not answer; check the permissions of cluster.user for $JS.API.>".into()
+            }
+        };
+        return Err(ConnectError::Stream { urls: options.urls.clone(), reason });
+    }
+}
+
+/// Starts an owner for each accepted group, and tells owners of jobs that were withdrawn.
+async fn start_owners(shared: Arc<Shared>, mut changes: UnboundedReceiver<QueueChange>) {
+    while let Some(change) = changes.recv().await {
+        match change {
+            QueueChange::Accepted(group) => {
+                let (mail, mailbox) = unbounded_channel();
+                let (JobId(number), epoch) = (group.group, Arc::new(AtomicU32::new(0)));
+                let handle = OwnerHandle { mail, epoch: Arc::clone(&epoch) };
+                shared.owners().insert(number, handle);
+                let owner = Owner::new(Arc::clone(&shared), group, mailbox, epoch);
+                tokio::spawn(owner.run());
+            }
+            QueueChange::Withdrawn(group) => drop(shared.mail(group.0, Mail::Withdrawn)),
+        }
+    }
+}
+
+/// Notes nodes that no longer report, and how many slots there are.
+async fn watch_nodes(shared: Arc<Shared>) {
+    let mut look = interval(LOOK);
+    loop {
+        look.tick().await;
+        // Without a connection no node can report.
+        if shared.broker.connected_since().is_some_and(|since| since.elapsed() > LOOK * 8) {
+            for node in shared.fleet.mark_away(Instant::now()) {
+                tracing::warn!(event = "node_away", node, "a node does not report any more");
+            }
+        }
+        let (slots, live) = shared.fleet.counts();
+        shared.queue.set_slots(slots, live);
+        let cluster = &shared.metrics.cluster;
+        cluster.nodes.set(i64::try_from(shared.fleet.nodes()).unwrap_or(i64::MAX));
+        cluster.slots.set(i64::try_from(live).unwrap_or(i64::MAX));
+        cluster.connected.set(i64::from(shared.broker.connected_since().is_some()));
+    }
+}

@@ -1,0 +1,208 @@
+//! The owner of a group of jobs: one task from acceptance to the end.
+//!
+//! ```text
+//! Queued ──claim──► Running ──all done──► ended
+//!   ▲                  │
+//!   └──ticket, class r─┘ node lost or handing over
+//! ```
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_nats::{HeaderMap, Message};
+use tokio::{sync::mpsc::UnboundedReceiver, time::sleep};
+
+use super::{Shared, probe::Probed, run::run_group};
+use crate::{
+    cluster::{
+        jetstream::StreamError,
+        messages::{Batch, BatchAnswer, ClaimAnswer, ClaimRequest, RunKey, Ticket, encode},
+        subjects::Class,
+    },
+    executor::AcceptedGroup,
+    job::{JobId, TraceLink},
+};
+
+/// Pause before a ticket is published again that the broker did not take. The client's deadline ends the attempts.
+const PUBLISH_AGAIN: Duration = Duration::from_millis(200);
+
+/// What an owner is told.
+#[derive(Debug)]
+pub(super) enum Mail {
+    /// A node asks for the jobs, or for the rest of its grant. The answer goes to the message.
+    Claim(ClaimRequest, Message),
+    /// Events of the current epoch. The answer to the last ones goes to the message.
+    Batch(Batch, Message),
+    /// The node still runs this, and has the event with this index next.
+    Alive(RunKey, u64),
+    /// What the node said when it was asked.
+    Probed(RunKey, Probed),
+    /// A waiting job has left the queue.
+    Withdrawn,
+    /// The ticket is no longer in the stream.
+    TicketLost,
+}
+
+/// A node's claim that is not yet answered.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) node: String,
+    pub(super) message: Message,
+}
+
+/// Owns a group of jobs.
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) group: AcceptedGroup,
+    pub(super) mailbox: UnboundedReceiver<Mail>,
+    /// The epoch that runs, for those who pass messages on; 0 while none does.
+    running: Arc<AtomicU32>,
+    /// The last epoch that was granted.
+    pub(super) epoch: u32,
+    /// Tickets published so far, so that each has its own id.
+    tickets: u32,
+}
+
+impl Owner {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        group: AcceptedGroup,
+        mailbox: UnboundedReceiver<Mail>,
+        running: Arc<AtomicU32>,
+    ) -> Self {
+        Self { shared, group, mailbox, running, epoch: 0, tickets: 0 }
+    }
+
+    /// Sees to it that the jobs run, until they have ended.
+    pub(super) async fn run(mut self) {
+        let (shared, group) = (Arc::clone(&self.shared), self.group.group);
+        while let Some(claim) = self.claimed(self.group.terms.priority.into()).await {
+            let slot = shared.fleet.slot_of(&claim.node);
+            match shared.queue.claim(group, slot) {
+                Some(claimed) => {
+                    let mut task = Some((self, claim));
+                    shared.queue.run(claimed, |jobs, events| run_group(task.take(), jobs, events)).await;
+                    break;
+                }
+                None => shared.broker.answer(&claim.message, encode(&ClaimAnswer::Gone)).await,
+            }
+        }
+        shared.owners().remove(&group.0);
+        if let Some(ticket) = shared.tickets.remove(group.0) {
+            let _ = shared.stream.delete(ticket).await;
+        }
+    }
+
+    /// Publishes a ticket and waits for a claim; `None` if no job waits any more.
+    pub(super) async fn claimed(&mut self, class: Class) -> Option<Claim> {
+        let shared = Arc::clone(&self.shared);
+        let (accepted, JobId(group)) = (self.group.clone(), self.group.group);
+        let ticket = self.next_ticket();
+        let mut publishing = Box::pin(publish(&shared, &accepted, (class, ticket)));
+        let mut is_published = false;
+        loop {
+            let mail = tokio::select! {
+                number = &mut publishing, if !is_published => {
+                    is_published = true;
+                    shared.tickets.add(group, number);
+                    continue;
+                }
+                mail = self.mailbox.recv() => mail?,
+            };
+            match mail {
+                Mail::Claim(ClaimRequest::Claim { node, .. }, message) => {
+                    shared.tickets.remove(group);
+                    return Some(Claim { node, message });
+                }
+                Mail::Claim(ClaimRequest::Part { .. }, message) => {
+                    shared.broker.answer(&message, encode(&ClaimAnswer::Gone)).await;
+                }
+                Mail::Batch(_, message) => {
+                    shared.broker.answer(&message, encode(&BatchAnswer::Unknown)).await;
+                }
+                // Jobs that have run once are not in the queue any more, and end by their tokens.
+                Mail::Withdrawn if self.epoch == 0 && !shared.queue.is_waiting(self.group.group) => {
+                    return None;
+                }
+                Mail::TicketLost if is_published => {
+                    tracing::warn!(event = "ticket_republished", job = %self.name(), "ticket lost; published again");
+                    let ticket = self.next_ticket();
+                    publishing = Box::pin(publish(&shared, &accepted, (class, ticket)));
+                    is_published = false;
+                }
+                Mail::TicketLost | Mail::Withdrawn | Mail::Alive(..) | Mail::Probed(..) => {}
+            }
+        }
+    }
+
+    /// Begins an epoch.
+    pub(super) fn next_run(&mut self) -> RunKey {
+        self.epoch += 1;
+        self.running.store(self.epoch, Ordering::Relaxed);
+        RunKey { job: self.group.group.0, epoch: self.epoch, fence: rand::random() }
+    }
+
+    /// Ends the epoch: messages of its node are stale from now on.
+    pub(super) fn end_run(&self) {
+        self.running.store(0, Ordering::Relaxed);
+    }
+
+    /// The name of the group outside this process.
+    pub(super) fn name(&self) -> String {
+        format!("{}.{}", self.shared.options.id, self.group.group.0)
+    }
+
+    const fn next_ticket(&mut self) -> u32 {
+        self.tickets += 1;
+        self.tickets
+    }
+}
+
+/// Publishes a ticket until the broker has it, and returns its number. A broker that elects a leader or restarts takes none for
+/// some seconds, which is no error of a client.
+async fn publish(shared: &Shared, group: &AcceptedGroup, (class, count): (Class, u32)) -> u64 {
+    let Some(pool) = shared.pools.get(&group.model) else { return std::future::pending().await };
+    let ticket = Ticket {
+        job: group.group.0,
+        gateway: shared.options.id.clone(),
+        prompt_tokens: group.prompt.0,
+        deadline_ms: deadline_ms(group),
+    };
+    let subject = shared.broker.subjects.job(pool, class);
+    // The number of the ticket makes it new: JetStream drops a second message with an id that it knows.
+    let id = format!("{}.{}.{count}", shared.options.id, group.group.0);
+    loop {
+        let headers = group.trace.as_ref().map(traceparent).unwrap_or_default();
+        match shared.stream.publish(&subject, &id, headers, encode(&ticket)).await {
+            Ok(number) => return number,
+            Err(StreamError::Refused { message, .. }) => {
+                tracing::error!(event = "ticket_refused", "the NATS server takes no ticket: {message}");
+            }
+            // The look at the tickets creates the stream again.
+            Err(StreamError::Missing | StreamError::Full | StreamError::Late) => {}
+        }
+        sleep(PUBLISH_AGAIN).await;
+    }
+}
+
+/// Until when the group has to be finished, in milliseconds since 1970.
+fn deadline_ms(group: &AcceptedGroup) -> u64 {
+    let left = group.terms.deadlines.total.saturating_sub(group.accepted.elapsed());
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.saturating_add(left).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The header of W3C Trace Context, so that a ticket can be found by its trace.
+fn traceparent(link: &TraceLink) -> HeaderMap {
+    let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut headers = HeaderMap::new();
+    let value = format!("00-{}-{}-01", hexadecimal(&link.trace_id), hexadecimal(&link.span_id));
+    headers.insert("traceparent", value.as_str());
+    headers
+}

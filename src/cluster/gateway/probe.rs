@@ -1,0 +1,56 @@
+//! Asks a node whether it still runs a job, and passes it commands.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+
+use super::{Shared, owner::Mail};
+use crate::cluster::{
+    broker::NoAnswer,
+    messages::{Control, ControlAnswer, ControlCommand, RunKey, decode, encode},
+};
+
+/// Pause before a node that the broker does not know is asked once more: it may just be reconnecting.
+const ONCE_MORE: Duration = Duration::from_millis(30);
+
+/// What a node said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Probed {
+    /// It runs the job, and has the event with this index next.
+    Running(u64),
+    /// It does not know the job.
+    Unknown,
+    /// It has no connection.
+    Absent,
+    /// It did not answer in time.
+    Silent,
+}
+
+/// Sends a command to a node; the answer becomes mail to the owner.
+pub(super) fn send(shared: &Arc<Shared>, node: &str, run: RunKey, command: ControlCommand) {
+    let (shared, node) = (Arc::clone(shared), node.to_owned());
+    tokio::spawn(async move {
+        let probed = ask(&shared, &node, &run, command).await;
+        shared.mail(run.job, Mail::Probed(run, probed));
+    });
+}
+
+async fn ask(shared: &Shared, node: &str, run: &RunKey, command: ControlCommand) -> Probed {
+    let subject = shared.broker.subjects.control(node);
+    let control = Control { gateway: shared.options.id.clone(), run: run.clone(), command };
+    let limit = shared.options.lost;
+    let mut answer = shared.broker.request(&subject, encode(&control), limit).await;
+    if matches!(answer, Err(NoAnswer::NoResponders)) {
+        sleep(ONCE_MORE).await;
+        answer = shared.broker.request(&subject, encode(&control), limit).await;
+    }
+    match answer {
+        Ok(message) => match decode(&message.payload) {
+            Ok(ControlAnswer::Running { next }) => Probed::Running(next),
+            Ok(ControlAnswer::Unknown) => Probed::Unknown,
+            Err(_) => Probed::Silent,
+        },
+        Err(NoAnswer::NoResponders) => Probed::Absent,
+        Err(NoAnswer::Late) => Probed::Silent,
+    }
+}

@@ -1,0 +1,214 @@
+//! A node: pulls tickets while a slot is free, claims the jobs and runs them on this machine.
+
+mod claim;
+mod control;
+mod log;
+mod pull;
+mod run;
+mod runs;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, interval, sleep},
+};
+
+use self::runs::Runs;
+use super::{
+    broker::Broker,
+    connect_error::ConnectError,
+    jetstream::TicketStream,
+    messages::{JOB_FORMAT, NodeState, PoolState, SlotState, encode},
+    options::Options,
+    subjects::Pool,
+};
+use crate::{
+    executor::Executor,
+    job::{ModelId, Readiness},
+    metrics::Metrics,
+};
+
+/// Interval at which a node says what it is and can.
+const REPORT: Duration = Duration::from_secs(1);
+
+/// Longest wait at the end for the last events to reach their gateways.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
+
+/// Gives the state of each device, with its name if there are several.
+pub type Devices = Arc<dyn Fn() -> Vec<(Option<String>, Readiness)> + Send + Sync>;
+
+/// What a node is made of.
+pub struct NodeParts {
+    /// The connection to the NATS server.
+    pub broker: Broker,
+    /// Its settings.
+    pub options: Options,
+    /// The models that it can run, and their pools.
+    pub pools: Vec<(Pool, ModelId)>,
+    /// The queue in front of this machine's workers. Nothing else submits jobs to it.
+    pub executor: Executor,
+    /// The devices of this machine.
+    pub devices: Devices,
+    /// Its metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A node of a cluster; clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+/// What the tasks of a node share.
+struct Shared {
+    broker: Broker,
+    stream: TicketStream,
+    options: Options,
+    pools: Vec<(Pool, ModelId)>,
+    executor: Executor,
+    devices: Devices,
+    metrics: Arc<Metrics>,
+    runs: Runs,
+    /// A slot may have become free.
+    freed: Notify,
+    is_draining: AtomicBool,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("id", &self.options.id).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// A node, and the future that runs it.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the connection has ended.
+    pub async fn start(
+        parts: NodeParts,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), ConnectError> {
+        let NodeParts { broker, options, pools, executor, devices, metrics } = parts;
+        let stream = TicketStream::new(broker.clone(), &options);
+        let shared = Arc::new(Shared {
+            broker,
+            stream,
+            options,
+            pools,
+            executor,
+            devices,
+            metrics,
+            runs: Runs::default(),
+            freed: Notify::new(),
+            is_draining: AtomicBool::new(false),
+        });
+        let commands = shared.broker.subscribe(shared.broker.subjects.control(&shared.options.id)).await?;
+        let puller = pull::Puller::start(Arc::clone(&shared)).await?;
+        let node = Self { shared: Arc::clone(&shared) };
+        let work = async move {
+            tokio::join!(
+                puller.run(),
+                control::serve(Arc::clone(&shared), commands),
+                control::send_beats(Arc::clone(&shared)),
+                report(shared),
+            );
+        };
+        Ok((node, work))
+    }
+
+    /// Takes no more jobs. With `cluster.drain = hand-over` the running ones continue on other nodes.
+    pub fn drain(&self) {
+        self.shared.is_draining.store(true, Ordering::Relaxed);
+        self.shared.freed.notify_waiters();
+        if self.shared.options.hands_over {
+            self.shared.runs.hand_over();
+        }
+    }
+
+    /// Waits until the last events are with their gateways, and says that the node leaves.
+    pub async fn finish(&self) {
+        let until = Instant::now() + LAST_EVENTS;
+        while !self.shared.runs.is_empty() && Instant::now() < until {
+            sleep(Duration::from_millis(10)).await;
+        }
+        let state = NodeState { leaving: true, ..self.shared.state() };
+        self.shared.broker.publish(&self.shared.broker.subjects.state(), encode(&state)).await;
+        self.shared.broker.flush(Duration::from_secs(1)).await;
+    }
+}
+
+impl Shared {
+    fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// Slots that can take jobs now.
+    fn free_slots(&self) -> usize {
+        if self.is_draining() {
+            return 0;
+        }
+        let states = (self.devices)();
+        let ready = states.iter().filter(|(_, state)| matches!(state, Readiness::Ready(_))).count();
+        ready.saturating_sub(self.runs.busy())
+    }
+
+    fn state(&self) -> NodeState {
+        let pools = self.pools.iter();
+        let slots = (self.devices)().into_iter();
+        NodeState {
+            node: self.options.id.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            format: JOB_FORMAT,
+            pools: pools
+                .map(|(pool, model)| PoolState { pool: pool.as_str().into(), model: model.clone() })
+                .collect(),
+            slots: slots
+                .map(|(label, readiness)| SlotState { label, readiness: without_paths(readiness) })
+                .collect(),
+            draining: self.is_draining(),
+            leaving: false,
+        }
+    }
+}
+
+/// The state of a device without what only this machine's log may show.
+fn without_paths(mut readiness: Readiness) -> Readiness {
+    match &mut readiness {
+        Readiness::Ready(report) => {
+            report.runtime.library.clear();
+            report.runtime.fell_back = None;
+        }
+        Readiness::Restarting { reason } | Readiness::Down { reason, .. } => {
+            *reason = "see the log of the node".into();
+        }
+        Readiness::Starting | Readiness::Stopping => {}
+    }
+    readiness
+}
+
+/// Says what this node is and can: every second, and at once when that changes.
+async fn report(shared: Arc<Shared>) {
+    let subject = shared.broker.subjects.state();
+    let mut tick = interval(REPORT);
+    let mut connection = shared.broker.connection();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            Ok(()) = connection.changed() => {}
+        }
+        shared.metrics.cluster.connected.set(i64::from(shared.broker.connected_since().is_some()));
+        if shared.broker.connected_since().is_some() {
+            shared.broker.publish(&subject, encode(&shared.state())).await;
+        }
+        // A device may have become ready, which wakes nothing else.
+        shared.freed.notify_waiters();
+    }
+}
