@@ -10,10 +10,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{
-    files::copy,
-    program::{Program, argument, root},
-};
+use super::program::{Program, argument, root};
 
 /// Text files of a model, which are all that a gateway needs.
 const TEXT_FILES: [&str; 6] = [
@@ -142,7 +139,7 @@ impl Cluster {
         let (export, dir) = (started[0].export(), models.path().join("demo"));
         fs::create_dir(&dir).unwrap();
         for name in TEXT_FILES.iter().filter(|name| export.join(name).is_file()) {
-            copy(&export.join(name), &dir.join(name));
+            fs::copy(export.join(name), dir.join(name)).unwrap();
         }
         let gateway = start_gateway(&nats, models.path(), &flags).await;
         let cluster = Self { gateway, nodes: started, nats, models, flags };

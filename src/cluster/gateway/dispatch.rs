@@ -6,7 +6,7 @@ use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use super::{Shared, owner::Mail};
+use super::{mail::Mail, shared::Shared};
 use crate::cluster::{
     connect_error::ConnectError,
     messages::{

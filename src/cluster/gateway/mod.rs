@@ -1,44 +1,49 @@
 //! A gateway: owns jobs from their acceptance to their end.
 //!
-//! Each group of jobs has one task ([`owner`]), which holds the group's state and gets mail: claims, events, what probes found.
+//! Each group of jobs has one task ([`lifecycle`]), which holds the state of the group and gets mail: claims, events, what probes found.
 //! The tasks here only pass messages to the owners, and look after the stream and the list of nodes.
 
 mod dispatch;
 mod grant;
+mod lifecycle;
+mod mail;
 mod owner;
 mod probe;
 mod run;
+mod shared;
+mod ticket_list;
 mod tickets;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    collections::BTreeMap,
+    sync::{Arc, Mutex, atomic::AtomicU32},
     time::Duration,
 };
 
 use tokio::{
-    sync::{mpsc::UnboundedReceiver, mpsc::UnboundedSender, mpsc::unbounded_channel, watch},
+    sync::{
+        mpsc::{UnboundedReceiver, unbounded_channel},
+        watch,
+    },
     time::{Instant, interval, sleep},
 };
 
 use self::{
-    owner::{Mail, Owner},
-    tickets::Tickets,
+    mail::Mail,
+    owner::Owner,
+    shared::{OwnerHandle, Shared},
+    ticket_list::Tickets,
 };
 use super::{
     broker::Broker,
     connect_error::ConnectError,
     fleet::Fleet,
     jetstream::{StreamError, TicketStream},
-    messages::RunKey,
     options::Options,
     subjects::Pool,
 };
 use crate::{
-    executor::{Executor, Limits, QueueChange, RemoteQueue},
+    executor::{Executor, Limits, QueueChange},
     job::{JobId, ModelId, Readiness},
     metrics::Metrics,
 };
@@ -53,28 +58,6 @@ const CREATE: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub struct Gateway {
     shared: Arc<Shared>,
-}
-
-/// What the tasks of a gateway share.
-#[derive(Debug)]
-struct Shared {
-    broker: Broker,
-    stream: TicketStream,
-    options: Options,
-    pools: BTreeMap<ModelId, Pool>,
-    queue: RemoteQueue,
-    fleet: Fleet,
-    tickets: Tickets,
-    owners: Mutex<HashMap<u64, OwnerHandle>>,
-    metrics: Arc<Metrics>,
-}
-
-/// How the tasks reach the owner of a group.
-#[derive(Clone, Debug)]
-struct OwnerHandle {
-    mail: UnboundedSender<Mail>,
-    /// The epoch that runs; 0 while none does.
-    epoch: Arc<AtomicU32>,
 }
 
 impl Gateway {
@@ -140,23 +123,6 @@ impl Gateway {
     }
 }
 
-impl Shared {
-    fn owners(&self) -> MutexGuard<'_, HashMap<u64, OwnerHandle>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends mail to the owner of a group; `false` if it has ended.
-    fn mail(&self, group: u64, mail: Mail) -> bool {
-        self.owners().get(&group).is_some_and(|owner| owner.mail.send(mail).is_ok())
-    }
-
-    /// Whether a run is the current one of its group.
-    fn is_current(&self, run: &RunKey) -> bool {
-        let is_its_epoch = |owner: &OwnerHandle| owner.epoch.load(Ordering::Relaxed) == run.epoch;
-        self.owners().get(&run.job).is_some_and(is_its_epoch)
-    }
-}
-
 /// Creates the stream and the consumers of all pools.
 async fn create(
     stream: &TicketStream,
@@ -197,7 +163,7 @@ async fn start_owners(shared: Arc<Shared>, mut changes: UnboundedReceiver<QueueC
                 let handle = OwnerHandle { mail, epoch: Arc::clone(&epoch) };
                 shared.owners().insert(number, handle);
                 let owner = Owner::new(Arc::clone(&shared), group, mailbox, epoch);
-                tokio::spawn(owner.run());
+                tokio::spawn(lifecycle::run(owner));
             }
             QueueChange::Withdrawn(group) => drop(shared.mail(group.0, Mail::Withdrawn)),
         }

@@ -1,10 +1,4 @@
-//! The owner of a group of jobs: one task from acceptance to the end.
-//!
-//! ```text
-//! Queued ──claim──► Running ──all done──► ended
-//!   ▲                  │
-//!   └──ticket, class r─┘ node lost or handing over
-//! ```
+//! The owner of a group of jobs: its tickets and its epochs.
 
 use std::{
     sync::{
@@ -14,14 +8,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use async_nats::{HeaderMap, Message};
+use async_nats::HeaderMap;
 use tokio::{sync::mpsc::UnboundedReceiver, time::sleep};
 
-use super::{Shared, probe::Probed, run::run_group};
+use super::{
+    mail::{Claim, Mail},
+    shared::Shared,
+};
 use crate::{
     cluster::{
         jetstream::StreamError,
-        messages::{Batch, BatchAnswer, ClaimAnswer, ClaimRequest, RunKey, Ticket, encode},
+        messages::{BatchAnswer, ClaimAnswer, ClaimRequest, RunKey, Ticket, encode},
         subjects::Class,
     },
     executor::AcceptedGroup,
@@ -30,30 +27,6 @@ use crate::{
 
 /// Pause before a ticket is published again that the broker did not take. The client's deadline ends the attempts.
 const PUBLISH_AGAIN: Duration = Duration::from_millis(200);
-
-/// What an owner is told.
-#[derive(Debug)]
-pub(super) enum Mail {
-    /// A node asks for the jobs, or for the rest of its grant. The answer goes to the message.
-    Claim(ClaimRequest, Message),
-    /// Events of the current epoch. The answer to the last ones goes to the message.
-    Batch(Batch, Message),
-    /// The node still runs this, and has the event with this index next.
-    Alive(RunKey, u64),
-    /// What the node said when it was asked.
-    Probed(RunKey, Probed),
-    /// A waiting job has left the queue.
-    Withdrawn,
-    /// The ticket is no longer in the stream.
-    TicketLost,
-}
-
-/// A node's claim that is not yet answered.
-#[derive(Debug)]
-pub(super) struct Claim {
-    pub(super) node: String,
-    pub(super) message: Message,
-}
 
 /// Owns a group of jobs.
 #[derive(Debug)]
@@ -77,26 +50,6 @@ impl Owner {
         running: Arc<AtomicU32>,
     ) -> Self {
         Self { shared, group, mailbox, running, epoch: 0, tickets: 0 }
-    }
-
-    /// Sees to it that the jobs run, until they have ended.
-    pub(super) async fn run(mut self) {
-        let (shared, group) = (Arc::clone(&self.shared), self.group.group);
-        while let Some(claim) = self.claimed(self.group.terms.priority.into()).await {
-            let slot = shared.fleet.slot_of(&claim.node);
-            match shared.queue.claim(group, slot) {
-                Some(claimed) => {
-                    let mut task = Some((self, claim));
-                    shared.queue.run(claimed, |jobs, events| run_group(task.take(), jobs, events)).await;
-                    break;
-                }
-                None => shared.broker.answer(&claim.message, encode(&ClaimAnswer::Gone)).await,
-            }
-        }
-        shared.owners().remove(&group.0);
-        if let Some(ticket) = shared.tickets.remove(group.0) {
-            let _ = shared.stream.delete(ticket).await;
-        }
     }
 
     /// Publishes a ticket and waits for a claim; `None` if no job waits any more.

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
-use super::{Shared, owner::Mail};
+use super::{
+    mail::{Mail, Probed},
+    shared::Shared,
+};
 use crate::cluster::{
     broker::NoAnswer,
     messages::{Control, ControlAnswer, ControlCommand, RunKey, decode, encode},
@@ -12,19 +15,6 @@ use crate::cluster::{
 
 /// Pause before a node that the broker does not know is asked once more: it may just be reconnecting.
 const ONCE_MORE: Duration = Duration::from_millis(30);
-
-/// What a node said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Probed {
-    /// It runs the job, and has the event with this index next.
-    Running(u64),
-    /// It does not know the job.
-    Unknown,
-    /// It has no connection.
-    Absent,
-    /// It did not answer in time.
-    Silent,
-}
 
 /// Sends a command to a node; the answer becomes mail to the owner.
 pub(super) fn send(shared: &Arc<Shared>, node: &str, run: RunKey, command: ControlCommand) {

@@ -10,8 +10,9 @@ use tokio::{
 
 use super::{
     grant::EncodedGrant,
-    owner::{Claim, Mail, Owner},
-    probe::{self, Probed},
+    mail::{Claim, Mail, Probed},
+    owner::Owner,
+    probe,
 };
 use crate::{
     cluster::{

@@ -1,46 +1,20 @@
-//! The tickets of a gateway that wait in the stream, and what is done when they are lost.
+//! Looks after the tickets of a gateway that wait in the stream, and has lost ones published again.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::interval;
 
-use super::{Shared, owner::Mail};
+use super::{mail::Mail, shared::Shared};
 use crate::cluster::{jetstream::StreamInfo, subjects::Pool};
 
 /// Interval at which the gateway looks whether waiting tickets still exist.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Interval at which the number of waiting tickets is read while jobs wait, and while none do.
+/// Interval at which the number of waiting tickets is read.
 const COUNT: Duration = Duration::from_millis(500);
 
 /// Tickets that are looked for one by one in a round. A stream that was lost is found by its own time of creation.
 const LOOKED_FOR: usize = 16;
-
-/// Tickets in the stream: groups and the tickets' numbers.
-#[derive(Debug, Default)]
-pub(super) struct Tickets(Mutex<BTreeMap<u64, u64>>);
-
-impl Tickets {
-    pub(super) fn add(&self, group: u64, ticket: u64) {
-        self.lock().insert(group, ticket);
-    }
-
-    pub(super) fn remove(&self, group: u64) -> Option<u64> {
-        self.lock().remove(&group)
-    }
-
-    fn all(&self) -> Vec<(u64, u64)> {
-        self.lock().iter().map(|(group, ticket)| (*group, *ticket)).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Has lost tickets published again, and counts those of all gateways.
 pub(super) async fn watch(shared: Arc<Shared>) {
@@ -71,7 +45,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             }
             _ = count.tick() => {
                 if let Ok(info) = shared.stream.info().await {
-                    let own = shared.tickets.lock().len();
+                    let own = shared.tickets.len();
                     let waiting = usize::try_from(info.tickets).unwrap_or(usize::MAX);
                     shared.queue.set_waiting_elsewhere(waiting.saturating_sub(own));
                     shared.metrics.cluster.waiting.set(i64::try_from(info.tickets).unwrap_or(i64::MAX));
@@ -96,7 +70,7 @@ async fn make_again(shared: &Shared) {
 async fn look_for(shared: &Shared, own: &[(u64, u64)], next: usize) -> usize {
     let from = if next < own.len() { next } else { 0 };
     for (group, ticket) in own.iter().skip(from).take(LOOKED_FOR) {
-        if shared.stream.has(*ticket).await == Ok(false) && shared.tickets.lock().get(group) == Some(ticket) {
+        if shared.stream.has(*ticket).await == Ok(false) && shared.tickets.of(*group) == Some(*ticket) {
             publish_again(shared, *group);
         }
     }

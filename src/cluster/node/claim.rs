@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::Message;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Shared, run, runs::JobKey};
+use super::{run, runs::JobKey, shared::Shared};
 use crate::cluster::{
     broker::NoAnswer,
     messages::{ClaimAnswer, ClaimRequest, Grant, JOB_FORMAT, RunKey, Ticket, decode, encode},

@@ -8,8 +8,8 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared,
     runs::{Entry, Run},
+    shared::Shared,
 };
 use crate::cluster::{
     broker::NoAnswer,

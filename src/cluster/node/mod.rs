@@ -6,9 +6,9 @@ mod log;
 mod pull;
 mod run;
 mod runs;
+mod shared;
 
 use std::{
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,29 +21,23 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 
-use self::runs::Runs;
+pub use self::shared::Devices;
+use self::{runs::Runs, shared::Shared};
 use super::{
     broker::Broker,
     connect_error::ConnectError,
     jetstream::TicketStream,
-    messages::{JOB_FORMAT, NodeState, PoolState, SlotState, encode},
+    messages::{NodeState, encode},
     options::Options,
     subjects::Pool,
 };
-use crate::{
-    executor::Executor,
-    job::{ModelId, Readiness},
-    metrics::Metrics,
-};
+use crate::{executor::Executor, job::ModelId, metrics::Metrics};
 
 /// Interval at which a node says what it is and can.
 const REPORT: Duration = Duration::from_secs(1);
 
 /// Longest wait at the end for the last events to reach their gateways.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
-
-/// Gives the state of each device, with its name if there are several.
-pub type Devices = Arc<dyn Fn() -> Vec<(Option<String>, Readiness)> + Send + Sync>;
 
 /// What a node is made of.
 pub struct NodeParts {
@@ -65,27 +59,6 @@ pub struct NodeParts {
 #[derive(Clone, Debug)]
 pub struct Node {
     shared: Arc<Shared>,
-}
-
-/// What the tasks of a node share.
-struct Shared {
-    broker: Broker,
-    stream: TicketStream,
-    options: Options,
-    pools: Vec<(Pool, ModelId)>,
-    executor: Executor,
-    devices: Devices,
-    metrics: Arc<Metrics>,
-    runs: Runs,
-    /// A slot may have become free.
-    freed: Notify,
-    is_draining: AtomicBool,
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Node").field("id", &self.options.id).finish_non_exhaustive()
-    }
 }
 
 impl Node {
@@ -143,55 +116,6 @@ impl Node {
         self.shared.broker.publish(&self.shared.broker.subjects.state(), encode(&state)).await;
         self.shared.broker.flush(Duration::from_secs(1)).await;
     }
-}
-
-impl Shared {
-    fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::Relaxed)
-    }
-
-    /// Slots that can take jobs now.
-    fn free_slots(&self) -> usize {
-        if self.is_draining() {
-            return 0;
-        }
-        let states = (self.devices)();
-        let ready = states.iter().filter(|(_, state)| matches!(state, Readiness::Ready(_))).count();
-        ready.saturating_sub(self.runs.busy())
-    }
-
-    fn state(&self) -> NodeState {
-        let pools = self.pools.iter();
-        let slots = (self.devices)().into_iter();
-        NodeState {
-            node: self.options.id.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            format: JOB_FORMAT,
-            pools: pools
-                .map(|(pool, model)| PoolState { pool: pool.as_str().into(), model: model.clone() })
-                .collect(),
-            slots: slots
-                .map(|(label, readiness)| SlotState { label, readiness: without_paths(readiness) })
-                .collect(),
-            draining: self.is_draining(),
-            leaving: false,
-        }
-    }
-}
-
-/// The state of a device without what only this machine's log may show.
-fn without_paths(mut readiness: Readiness) -> Readiness {
-    match &mut readiness {
-        Readiness::Ready(report) => {
-            report.runtime.library.clear();
-            report.runtime.fell_back = None;
-        }
-        Readiness::Restarting { reason } | Readiness::Down { reason, .. } => {
-            *reason = "see the log of the node".into();
-        }
-        Readiness::Starting | Readiness::Stopping => {}
-    }
-    readiness
 }
 
 /// Says what this node is and can: every second, and at once when that changes.

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Shared, claim};
+use super::{claim, shared::Shared};
 use crate::cluster::{
     connect_error::ConnectError,
     jetstream::{PULL_HEARTBEAT, StreamError},

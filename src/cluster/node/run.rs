@@ -7,9 +7,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared,
     log::EventLog,
     runs::{JobKey, Run},
+    shared::Shared,
 };
 use crate::{
     cluster::{
@@ -65,22 +65,17 @@ fn submit(shared: &Shared, grant: Grant) -> Result<Vec<Ticket>, SubmitError> {
 
 /// Writes the events of one job to the log until its last one.
 async fn forward(log: &EventLog, place: u16, mut ticket: Ticket, cancel: &CancellationToken) {
+    let mut is_cancelled = false;
     loop {
         let event = tokio::select! {
             event = ticket.next() => event,
-            () = cancel.cancelled(), if !log.has_ended() && !cancel.is_cancelled() => None,
-        };
-        let event = match event {
-            Some(event) => event,
-            None if cancel.is_cancelled() => {
+            () = cancel.cancelled(), if !is_cancelled => {
+                is_cancelled = true;
                 ticket.cancel();
-                match ticket.next().await {
-                    Some(event) => event,
-                    None => return,
-                }
+                continue;
             }
-            None => return,
         };
+        let Some(event) = event else { return };
         match event {
             // The gateway counts the wait itself.
             Event::Started { .. } => {}

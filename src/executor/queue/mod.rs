@@ -473,8 +473,12 @@ impl Queue {
         (0..self.slots.len()).filter(|slot| is_free(slot) && is_open(slot)).collect()
     }
 
-    /// Free slots of `live` ones. A slot runs the jobs of one group.
+    /// Free slots of `live` ones. A slot runs the jobs of one group. While jobs wait elsewhere no slot is free, although this queue
+    /// does not know what the slots run.
     fn free_of(&self, live: usize) -> usize {
+        if self.waiting_elsewhere > 0 {
+            return 0;
+        }
         let busy: BTreeSet<usize> = self.running.iter().map(|running| running.slot).collect();
         live.saturating_sub(busy.len())
     }
