@@ -8,7 +8,7 @@ use crate::manifest::Dims;
 
 use super::{
     param::{Param, Shape},
-    rope::Rotary,
+    rope::{Angles, Rotary, Sinusoid},
 };
 
 /// A whole decoder.
@@ -22,6 +22,8 @@ pub(super) struct Blueprint {
     /// The most that can be asked for.
     pub longest_context: usize,
     pub embedding: Embedding,
+    /// A second table of tokens, of which every layer reads a part.
+    pub per_layer: Option<PerLayerInputs>,
     /// Rotary positions; layers refer to them by their place here.
     pub rotaries: Vec<Rotary>,
     /// ALiBi: how much a head prefers a key to the one before it, one number a head.
@@ -42,9 +44,33 @@ pub(super) struct Embedding {
     pub table: Param,
     /// What rows are multiplied with; a head that is tied to the table is not.
     pub scale: Option<f32>,
-    /// `[context_length, hidden]`: added, one row for each position.
-    pub positions: Option<Param>,
+    /// Added, one row for each position.
+    pub positions: Option<Positions>,
     pub norm: Option<Norm>,
+}
+
+/// What is added to the embedding of a token for its position: shape `[context_length, hidden]`.
+#[derive(Clone, Debug)]
+pub(super) enum Positions {
+    Learned(Param),
+    /// Sines, then cosines.
+    Sinusoidal(Sinusoid),
+}
+
+/// Embeddings that every layer reads beside the stream, as in Gemma 3n and 4: the token's row of a table, and a projection of
+/// its embedding.
+#[derive(Clone, Debug)]
+pub(super) struct PerLayerInputs {
+    /// `[vocab, layers · size]`.
+    pub table: Param,
+    /// What rows of the table are multiplied with.
+    pub scale: f32,
+    /// `[layers · size, hidden]`: of the scaled embedding.
+    pub projection: Linear,
+    /// Of the `size` numbers of one layer, after the projection.
+    pub norm: Norm,
+    /// Numbers that one layer reads.
+    pub size: usize,
 }
 
 /// How logits come from the last hidden state.
@@ -67,6 +93,36 @@ pub(super) struct Layer {
     pub mlp: Mlp,
     pub mlp_end: Option<Norm>,
     pub order: Order,
+    /// What the layer does with its part of the [`PerLayerInputs`], after both halves.
+    pub per_layer: Option<PerLayer>,
+    /// `[1]`: multiplies the stream at the layer's end.
+    pub scalar: Option<Param>,
+}
+
+impl Layer {
+    /// A layer whose halves read one after the other, each through its norm.
+    pub(super) fn new((attention_norm, attention): (Norm, Attention), (mlp_norm, mlp): (Norm, Mlp)) -> Self {
+        Self {
+            attention_norm: Some(attention_norm),
+            attention,
+            attention_end: None,
+            mlp_norm: Some(mlp_norm),
+            mlp,
+            mlp_end: None,
+            order: Order::Sequential,
+            per_layer: None,
+            scalar: None,
+        }
+    }
+}
+
+/// `stream + norm(projection(activation(gate(stream)) · input))`.
+#[derive(Clone, Debug)]
+pub(super) struct PerLayer {
+    pub gate: Linear,
+    pub activation: Activation,
+    pub projection: Linear,
+    pub norm: Norm,
 }
 
 /// What the second half of a layer reads.
@@ -103,8 +159,16 @@ pub(super) struct Attention {
     pub key: Linear,
     pub value: Linear,
     pub output: Linear,
-    /// Of queries and of keys, before the rotation.
+    /// Of queries and of keys.
     pub head_norms: Option<HeadNorms>,
+    /// Whether queries and keys are rotated before their norms instead of after.
+    pub rotates_first: bool,
+    /// Of values, each head by itself.
+    pub value_norm: Option<Norm>,
+    /// The earlier layer whose keys and values this one uses: it stores no weights for its own.
+    pub shares: Option<usize>,
+    /// Dimensions of a head in the checkpoint.
+    pub head_dim: usize,
     /// Queries, keys and values are clamped to this size.
     pub clip: Option<f32>,
     /// Which of the blueprint's rotary positions.
@@ -115,6 +179,28 @@ pub(super) struct Attention {
     pub scale: Option<f32>,
     /// Scores `x` become `cap · tanh(x / cap)`.
     pub cap: Option<f32>,
+}
+
+impl Attention {
+    /// Attention of heads of `head_dim` dimensions over every key, without positions.
+    pub(super) fn new([query, key, value, output]: [Linear; 4], head_dim: usize) -> Self {
+        Self {
+            query,
+            key,
+            value,
+            output,
+            head_norms: None,
+            rotates_first: false,
+            value_norm: None,
+            shares: None,
+            head_dim,
+            clip: None,
+            rotary: None,
+            window: None,
+            scale: None,
+            cap: None,
+        }
+    }
 }
 
 /// Norms of queries and keys.
@@ -145,7 +231,7 @@ pub(super) enum Inner {
 }
 
 /// The nonlinearity of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Activation {
     /// `x · sigmoid(alpha · x)`; SiLU with an alpha of one.
     Sigmoid {
@@ -157,6 +243,30 @@ pub(super) enum Activation {
     GeluTanh,
     Relu,
     ReluSquared,
+    /// xIELU (<https://arxiv.org/abs/2411.13010>): `x / 2 + a · x²` for positive `x`, else `x / 2 + b · (eˣ - 1 - x)`, where `a`
+    /// is the softplus of `positive` and `b` that of `negative` plus a half. Both have shape `[1]`.
+    Xielu {
+        positive: Param,
+        negative: Param,
+    },
+}
+
+impl Activation {
+    fn params(&self) -> impl Iterator<Item = &Param> {
+        let learned = match self {
+            Self::Xielu { positive, negative } => Some([positive, negative]),
+            _ => None,
+        };
+        learned.into_iter().flatten()
+    }
+
+    fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        let learned = match self {
+            Self::Xielu { positive, negative } => Some([positive, negative]),
+            _ => None,
+        };
+        learned.into_iter().flatten()
+    }
 }
 
 /// `x · weightᵀ + bias`.
@@ -211,12 +321,20 @@ impl Mlp {
 impl Layer {
     fn linears(&self) -> impl Iterator<Item = &Linear> {
         let Attention { query, key, value, output, .. } = &self.attention;
-        [query, key, value, output].into_iter().chain(self.mlp.linears())
+        let per_layer = self.per_layer.iter().flat_map(|parts| [&parts.gate, &parts.projection]);
+        [query, key, value, output].into_iter().chain(self.mlp.linears()).chain(per_layer)
+    }
+
+    /// Numbers that are neither matrices, biases nor norms.
+    fn scalars(&self) -> impl Iterator<Item = &Param> {
+        self.mlp.activation.params().chain(&self.scalar)
     }
 
     fn norms(&self) -> impl Iterator<Item = &Norm> {
         let ends = self.attention_end.iter().chain(&self.mlp_end);
         let heads = self.attention.head_norms.iter().flat_map(HeadNorms::each);
+        let heads =
+            heads.chain(&self.attention.value_norm).chain(self.per_layer.iter().map(|parts| &parts.norm));
         self.attention_norm.iter().chain(&self.mlp_norm).chain(ends).chain(heads)
     }
 }
@@ -224,7 +342,11 @@ impl Layer {
 impl Embedding {
     /// The tables: of tokens, and of positions if there is one.
     pub(super) fn tables(&self) -> impl Iterator<Item = &Param> {
-        [&self.table].into_iter().chain(&self.positions)
+        let positions = match &self.positions {
+            Some(Positions::Learned(table)) => Some(table),
+            Some(Positions::Sinusoidal(_)) | None => None,
+        };
+        [&self.table].into_iter().chain(positions)
     }
 
     fn params(&self) -> impl Iterator<Item = &Param> {
@@ -239,12 +361,32 @@ impl Blueprint {
             LmHead::Tied { .. } => None,
             LmHead::Separate(linear) => Some(linear),
         };
-        self.layers.iter().flat_map(Layer::linears).chain(head)
+        let per_layer = self.per_layer.iter().map(|inputs| &inputs.projection);
+        self.layers.iter().flat_map(Layer::linears).chain(per_layer).chain(head)
+    }
+
+    /// The embedding's tables, and the one of [`PerLayerInputs`].
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Param> {
+        self.embedding.tables().chain(self.per_layer.iter().map(|inputs| &inputs.table))
+    }
+
+    /// What tables of positions hold, by their numbers: rotary ones, then that of the embedding.
+    pub(super) fn angles(&self) -> Vec<Angles> {
+        let added = match &self.embedding.positions {
+            Some(Positions::Sinusoidal(sinusoid)) => Some(sinusoid.angles()),
+            Some(Positions::Learned(_)) | None => None,
+        };
+        self.rotaries.iter().map(Rotary::angles).chain(added).collect()
     }
 
     /// Every norm.
     pub(super) fn norms(&self) -> impl Iterator<Item = &Norm> {
-        self.layers.iter().flat_map(Layer::norms).chain([&self.final_norm]).chain(&self.embedding.norm)
+        self.layer_norms().chain(&self.embedding.norm)
+    }
+
+    fn layer_norms(&self) -> impl Iterator<Item = &Norm> {
+        let per_layer = self.per_layer.iter().map(|inputs| &inputs.norm);
+        self.layers.iter().flat_map(Layer::norms).chain([&self.final_norm]).chain(per_layer)
     }
 
     /// The same model with `vocab` tokens.
@@ -272,22 +414,37 @@ impl Blueprint {
 
     /// Every tensor that the model is made of, each once.
     pub(super) fn params(&self) -> impl Iterator<Item = &Param> {
-        let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.final_norm]);
         self.embedding
             .params()
-            .chain(norms.flat_map(Norm::params))
+            .chain(self.per_layer.iter().map(|inputs| &inputs.table))
+            .chain(self.layer_norms().flat_map(Norm::params))
+            .chain(self.layers.iter().flat_map(Layer::scalars))
             .chain(self.linears().flat_map(Linear::params))
     }
 
     /// Calls `change` with every tensor.
     pub(super) fn each_param(&mut self, mut change: impl FnMut(&mut Param)) {
         let Embedding { table, positions, norm, .. } = &mut self.embedding;
-        [table].into_iter().chain(positions).for_each(&mut change);
+        change(table);
+        if let Some(Positions::Learned(table)) = positions {
+            change(table);
+        }
         let mut norms: Vec<&mut Norm> = norm.iter_mut().chain([&mut self.final_norm]).collect();
         let mut linears: Vec<&mut Linear> = Vec::new();
+        if let Some(PerLayerInputs { table, projection, norm, .. }) = &mut self.per_layer {
+            change(table);
+            linears.push(projection);
+            norms.push(norm);
+        }
         for layer in &mut self.layers {
-            let Attention { query, key, value, output, head_norms, .. } = &mut layer.attention;
+            layer.mlp.activation.params_mut().chain(&mut layer.scalar).for_each(&mut change);
+            if let Some(PerLayer { gate, projection, norm, .. }) = &mut layer.per_layer {
+                linears.extend([gate, projection]);
+                norms.push(norm);
+            }
+            let Attention { query, key, value, output, head_norms, value_norm, .. } = &mut layer.attention;
             linears.extend([query, key, value, output, &mut layer.mlp.down]);
+            norms.extend(value_norm);
             match &mut layer.mlp.inner {
                 Inner::Gated { gate, up } => linears.extend([gate, up]),
                 Inner::Plain { up } => linears.push(up),
@@ -319,7 +476,7 @@ impl Blueprint {
     pub(super) fn set_context(&mut self, positions: usize) {
         self.context_length = positions;
         self.rotaries.iter_mut().for_each(|rotary| rotary.for_context(positions));
-        if let Some(table) = &mut self.embedding.positions {
+        if let Some(Positions::Learned(table)) = &mut self.embedding.positions {
             table.keep_first(positions);
         }
     }

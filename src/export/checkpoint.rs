@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{
     blueprint::{Blueprint, LmHead},
     json_config::{JsonConfig, JsonConfigError},
+    known_blocks::KnownBlocks,
     packed::{PackedMatrix, Packing, Part},
     param::{Param, Run},
     quantize::Quantizer,
@@ -273,42 +274,48 @@ impl Checkpoint {
         Ok(file.read_param(name, param, rows)?)
     }
 
-    /// The scales of rows of `param`, if it is stored in blocks that `quantizer` repacks.
-    pub(super) fn scales(
+    /// Whether `param` is stored in blocks that `quantizer` repacks, in a file of blocks.
+    pub(super) fn repacks(&self, param: &Param, quantizer: Quantizer) -> bool {
+        let found = self.find(&param.name).filter(|_| !self.packed.contains_key(&param.name));
+        found.is_some_and(|(file, name)| file.repacks(name, param, quantizer))
+    }
+
+    /// The blocks of rows of `param`, if it is stored in blocks that `quantizer` repacks.
+    pub(super) fn known_blocks(
         &self,
         param: &Param,
         rows: Range<usize>,
         quantizer: Quantizer,
-    ) -> Result<Option<Vec<f32>>, CheckpointError> {
+    ) -> Result<Option<KnownBlocks>, CheckpointError> {
         if let Some(matrix) = self.packed.get(&param.name) {
-            return Ok(self.packed_scales(matrix, (param, rows), quantizer)?);
+            return Ok(self.packed_blocks(matrix, (param, rows), quantizer)?);
         }
         let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
-        Ok(file.read_scales(name, (param, rows), quantizer)?)
+        Ok(file.read_blocks_of(name, (param, rows), quantizer)?)
     }
 
-    fn packed_scales(
+    fn packed_blocks(
         &self,
         matrix: &PackedMatrix,
         (param, rows): (&Param, Range<usize>),
         quantizer: Quantizer,
-    ) -> Result<Option<Vec<f32>>, TensorsError> {
+    ) -> Result<Option<KnownBlocks>, TensorsError> {
         let cols = param.shape.cols();
         // Padding within a row moves its blocks.
         if param.transposed || param.stored_cols() != cols {
             return Ok(None);
         }
-        let mut scales = Vec::new();
+        let mut known = KnownBlocks::default();
         for run in param.stored(rows) {
             match run {
-                Run::Zeros(count) => scales.resize(scales.len() + count * quantizer.blocks(cols), 0.0),
+                Run::Zeros(count) => known.extend(quantizer.zero_blocks(count * quantizer.blocks(cols))),
                 Run::Stored(lines) => match matrix.scales(&self.files, &lines, quantizer)? {
-                    Some(known) => scales.extend(known),
+                    Some(scales) => known.scales.extend(scales),
                     None => return Ok(None),
                 },
             }
         }
-        Ok(Some(scales))
+        Ok(Some(known))
     }
 
     fn holds(&self, canonical: &str) -> bool {

@@ -69,6 +69,8 @@ pub(super) struct QuantizedAt {
     pub scales: DataRange,
     /// Empty when all are in the middle.
     pub zero_points: DataRange,
+    /// Empty when there are none.
+    pub offsets: DataRange,
 }
 
 /// The data file.
@@ -103,7 +105,10 @@ impl DataLayout {
         let codes = self.reserve(rows, row_bytes as u64)?;
         let scales = self.reserve(rows, quantizer.blocks(stack.cols()) as u64 * dtype.bytes())?;
         let zero_points = self.reserve(rows, quantizer.zero_point_row_bytes(stack.cols()) as u64)?;
-        let at = QuantizedAt { codes, scales, zero_points };
+        let offset_row_bytes =
+            if quantizer.has_offsets { quantizer.blocks(stack.cols()) as u64 * dtype.bytes() } else { 0 };
+        let offsets = self.reserve(rows, offset_row_bytes)?;
+        let at = QuantizedAt { codes, scales, zero_points, offsets };
         self.fills.push(TensorJob::Quantized { stack, quantizer, row_bytes, dtype, at });
         Ok(at)
     }

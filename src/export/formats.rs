@@ -19,7 +19,7 @@ use crate::{
 };
 
 use super::{
-    blueprint::{Blueprint, LmHead},
+    blueprint::{Blueprint, Linear, LmHead},
     param::{Param, module},
     quantize::{Bits, Quantizer, Rounding, ZeroPoints},
 };
@@ -149,7 +149,7 @@ impl Storage {
         };
         let Self { block_size, zero_points, rounding, .. } = *self;
         let block_size = block_size.get();
-        Some(Quantizer { bits, block_size, zero_points, rounding })
+        Some(Quantizer { bits, block_size, zero_points, rounding, has_offsets: false })
     }
 }
 
@@ -170,6 +170,21 @@ pub(super) struct Formats {
 }
 
 impl Formats {
+    /// The same, where linear layers that `repacks` says so for have offsets instead of zero points.
+    pub(super) fn with_offsets(
+        mut self,
+        blueprint: &Blueprint,
+        repacks: impl Fn(&Param, Quantizer) -> bool,
+    ) -> Self {
+        for Linear { weight, .. } in blueprint.linears() {
+            let Some(quantizer) = self.of(weight).map(Quantizer::with_offsets) else { continue };
+            if repacks(weight, quantizer) {
+                self.modules.insert(weight.module().into(), Some(quantizer));
+            }
+        }
+        self
+    }
+
     pub(super) fn of(&self, param: &Param) -> Option<Quantizer> {
         self.modules.get(param.module()).copied().unwrap_or(self.others)
     }
@@ -190,7 +205,9 @@ impl<'a> Module<'a> {
         };
         let table = Self { name: blueprint.embedding.table.module(), also };
         let linears = blueprint.linears().map(|linear| Self { name: linear.weight.module(), also: None });
-        [table].into_iter().chain(linears).collect()
+        let tables =
+            blueprint.per_layer.iter().map(|inputs| Self { name: inputs.table.module(), also: None });
+        [table].into_iter().chain(tables).chain(linears).collect()
     }
 
     fn is_called(&self, keep: &Keep) -> bool {

@@ -13,7 +13,6 @@ use super::{
     gguf,
     inspect::operators,
     json_config::{JsonConfig, JsonConfigError},
-    rope::Rotary,
     safetensors_header::Header,
     tokenizer, torch,
 };
@@ -39,7 +38,7 @@ pub fn config(json: &[u8]) -> bool {
     let storage = Storage { format: WeightFormat::Int4, ..Storage::default() };
     let blueprint = parse(json).and_then(|config| architectures::read(&config));
     blueprint.is_ok_and(|blueprint| {
-        blueprint.rotaries.iter().map(Rotary::angles).for_each(drop);
+        drop(blueprint.angles());
         let Ok(formats) = storage.formats(&blueprint) else { return false };
         let precision = Precision { dtype: Dtype::Float32, formats };
         emit(&blueprint, precision, GraphNames::default(), DATA_FILE).is_ok()

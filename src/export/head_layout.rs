@@ -84,7 +84,7 @@ mod tests {
     use crate::export::rope::Scaling;
 
     fn rotary(dims: usize, interleaved: bool) -> Rotary {
-        Rotary { theta: 1e4, dims, interleaved, still_pairs: 0, scaling: Scaling::None }
+        Rotary { theta: 1e4, dims, interleaved, is_reversed: false, still_pairs: 0, scaling: Scaling::None }
     }
 
     fn slots(layout: &HeadLayout) -> Vec<Option<usize>> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::{
-    manifest::{AdapterSummary, FileRecord},
+    manifest::{AdapterSummary, Dims, FileRecord},
     text::SourceTokenizer,
 };
 
@@ -15,7 +15,7 @@ use super::{
     architectures,
     blueprint::Blueprint,
     checkpoint::Checkpoint,
-    gguf::{Gguf, is_gguf},
+    gguf::{Gguf, HeadSizes, is_gguf},
     json_config::{JsonConfig, JsonConfigError},
     packed::Packing,
     provenance::SourceFiles,
@@ -97,7 +97,7 @@ impl LoadedSources {
         let blueprint = checkpoint.resolve_head(blueprint)?;
         let mut skipped = checkpoint.check(&blueprint)?;
         let opened: Vec<Adapter> =
-            adapters.iter().map(|adapter| open_adapter(adapter, &config)).collect::<Result<_, _>>()?;
+            adapters.iter().map(|adapter| open_adapter(adapter, &blueprint)).collect::<Result<_, _>>()?;
         skipped.extend(opened.iter().flat_map(Adapter::unused));
         let base_files = embedded.as_ref().map_or(base, TempDir::path);
         let dirs: Vec<Vec<&Path>> =
@@ -119,7 +119,7 @@ impl LoadedSources {
         let (merge_plan, blueprint) = MergePlan::new(opened, blueprint)?;
         let (end_tokens, mut notes) = check_tokens(&tokenizer_files, &config, &blueprint)?;
         notes.extend(packing.map(|packing| packed_note(packing, adapters)));
-        let merged = Merged::new(checkpoint, merge_plan, blueprint.embedding.tables())?;
+        let merged = Merged::new(checkpoint, merge_plan, blueprint.tables())?;
         let weights = Weights::Merged(Box::new(merged));
         Ok(Self {
             blueprint,
@@ -202,16 +202,14 @@ fn beside(tokenizer_files: &TokenizerFiles, dir: &Path) -> impl Iterator<Item = 
 /// An adapter in PEFT's layout, or in a GGUF file.
 fn open_adapter(
     AdapterSource { dir, weight }: &AdapterSource,
-    config: &JsonConfig,
+    blueprint: &Blueprint,
 ) -> Result<Adapter, ExportError> {
     if !is_gguf(dir) {
         return Ok(Adapter::open(dir, *weight)?);
     }
-    let text = config.section(architectures::TEXT)?;
-    let config = text.as_ref().unwrap_or(config);
-    let share = || Ok(config.size("hidden_size")? / config.size("num_attention_heads")?);
-    let head_dim = config.optional_size("head_dim")?.map_or_else(share, Ok::<_, JsonConfigError>)?;
-    Ok(Adapter::open_gguf(dir, *weight, head_dim)?)
+    let Dims { heads, kv_heads, head_dim, .. } = blueprint.dims;
+    let stored = blueprint.layers.first().map_or(head_dim, |layer| layer.attention.head_dim);
+    Ok(Adapter::open_gguf(dir, *weight, HeadSizes { heads, kv_heads, head_dim: stored })?)
 }
 
 /// Where an adapter may have a tokenizer: beside it, and in the directory that was named if it is in a subfolder.

@@ -58,6 +58,7 @@ mod graph;
 mod head_layout;
 mod inspect;
 mod json_config;
+mod known_blocks;
 mod load_sources;
 mod options;
 mod packed;

@@ -52,6 +52,11 @@ pub(super) enum Lines {
         width: usize,
         of: usize,
     },
+    /// Heads of `width` lines, each `times` times one after another.
+    Repeated {
+        width: usize,
+        times: usize,
+    },
     /// None: the tensor is not stored, and every number is zero before `offset` and `factor`.
     Nowhere,
 }
@@ -136,6 +141,13 @@ impl Param {
         }
     }
 
+    /// Repeats each head of `width` lines `times` times.
+    pub(super) fn repeat(&mut self, width: usize, times: usize) {
+        let (Shape::Vector(lines) | Shape::Matrix { rows: lines, .. }) = &mut self.shape;
+        *lines *= times;
+        self.lines = Lines::Repeated { width, times };
+    }
+
     /// The module's name, as adapters call it: the tensor's without `.weight`.
     pub(super) fn module(&self) -> &str {
         module(&self.name)
@@ -157,13 +169,17 @@ impl Param {
 
     /// Lines of it that are stored, without those of other parts of the same tensor.
     fn part_lines(&self) -> usize {
-        stored_count(self.shape.lines(), self.line_heads.as_ref())
+        let lines = stored_count(self.shape.lines(), self.line_heads.as_ref());
+        match self.lines {
+            Lines::Repeated { times, .. } => lines / times,
+            _ => lines,
+        }
     }
 
     /// Lines of the tensor that is stored.
     pub(super) fn stored_lines(&self) -> usize {
         match self.lines {
-            Lines::All => self.part_lines(),
+            Lines::All | Lines::Repeated { .. } => self.part_lines(),
             Lines::From { of, .. } => of,
             Lines::Turns { width, of, .. } => self.part_lines() / width * of,
             Lines::Nowhere => 0,
@@ -201,6 +217,7 @@ impl Param {
                 Lines::All => Some(line),
                 Lines::From { start, .. } => Some(start + line),
                 Lines::Turns { start, width, of } => Some(line / width * of + start + line % width),
+                Lines::Repeated { width, times } => Some(line / (width * times) * width + line % width),
                 Lines::Nowhere => None,
             }
         })
@@ -290,6 +307,13 @@ mod tests {
         assert_eq!(key.stored_shape(), [12, 8]);
         assert_eq!(key.stored(0..4), stored(&[2..4, 8..10]));
         assert_eq!(key.stored(1..3), stored(&[3..4, 8..9]));
+    }
+
+    #[test]
+    fn heads_that_are_repeated_are_stored_once() {
+        let key = lines(Lines::Repeated { width: 1, times: 2 });
+        assert_eq!((key.stored_shape(), key.stored_elements()), (vec![2, 8], 16));
+        assert_eq!(key.stored(0..4), stored(&[0..1, 0..2, 1..2]), "the lines 0, 0, 1 and 1");
     }
 
     #[test]

@@ -24,7 +24,10 @@
 
 use std::array;
 
-use super::stored_type::StoredType;
+use super::{
+    known_blocks::KnownBlocks,
+    stored_type::{SCALE_BLOCK, StoredType},
+};
 
 /// How weights are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub(super) struct Quantizer {
     pub block_size: usize,
     pub zero_points: ZeroPoints,
     pub rounding: Rounding,
+    /// Whether a number is added to the decoded weights of each block, as in GGML's Q4_1 and Q4_K.
+    pub has_offsets: bool,
 }
 
 /// The code of zero.
@@ -116,6 +121,8 @@ pub(super) struct PackedRow<'a> {
     pub scales: &'a mut [f32],
     /// One a block, packed as codes are, in whole bytes; empty when all are in the middle.
     pub zero_points: &'a mut [u8],
+    /// One for each block; empty without offsets.
+    pub offsets: &'a mut [f32],
 }
 
 impl Quantizer {
@@ -139,32 +146,52 @@ impl Quantizer {
 
     /// Whether `stored` has the same blocks: then its scales give its own codes again, without another rounding.
     pub(super) fn repacks(self, stored: StoredType) -> bool {
-        let bits = match stored {
-            StoredType::Q4_0 => Bits::Four,
-            StoredType::Q8_0 => Bits::Eight,
+        let (bits, has_offsets) = match stored {
+            StoredType::Q4_0 => (Bits::Four, false),
+            StoredType::Q4_1 | StoredType::Q4_K => (Bits::Four, true),
+            StoredType::Q8_0 => (Bits::Eight, false),
             _ => return false,
         };
-        bits == self.bits && self.block_size == stored.block() && self.zero_points == ZeroPoints::Middle
+        bits == self.bits
+            && has_offsets == self.has_offsets
+            && self.block_size == SCALE_BLOCK
+            && self.zero_points == ZeroPoints::Middle
+    }
+
+    /// `count` blocks of zeros.
+    pub(super) fn zero_blocks(self, count: usize) -> KnownBlocks {
+        KnownBlocks { scales: vec![0.0; count], offsets: vec![0.0; if self.has_offsets { count } else { 0 }] }
+    }
+
+    /// The same with offsets instead of zero points.
+    pub(super) fn with_offsets(self) -> Self {
+        Self { zero_points: ZeroPoints::Middle, has_offsets: true, ..self }
     }
 
     /// How many of its blocks a group of `size` numbers of `bits` bits around the middle is, if whole ones.
     pub(super) fn blocks_of_group(self, bits: u32, size: usize) -> Option<usize> {
         let is_same = matches!((self.bits, bits), (Bits::Four, 4) | (Bits::Eight, 8));
-        let is_whole = self.zero_points == ZeroPoints::Middle && size.is_multiple_of(self.block_size);
+        let is_whole = self.zero_points == ZeroPoints::Middle
+            && !self.has_offsets
+            && size.is_multiple_of(self.block_size);
         (is_same && is_whole).then_some(size / self.block_size)
     }
 
-    /// Quantizes one row; with `known` scales, one for each block, if there are any.
-    pub(super) fn quantize_row(self, row: &[f32], known: Option<&[f32]>, packed: PackedRow) {
-        let PackedRow { codes, scales, zero_points } = packed;
+    /// Quantizes one row; with `known` blocks if there are any.
+    pub(super) fn quantize_row(self, row: &[f32], known: Option<&KnownBlocks>, packed: PackedRow) {
+        let PackedRow { codes, scales, zero_points, offsets } = packed;
         let mut row_zero_points = Vec::with_capacity(scales.len());
         let blocks = row.chunks(self.block_size).zip(codes.chunks_mut(self.bits.bytes(self.block_size)));
         for (number, ((weights, codes), scale)) in blocks.zip(scales).enumerate() {
             let mut block = Block::of(weights);
             let grid = match known {
-                Some(scales) => Grid { scale: scales[number], zero_point: self.bits.middle() },
+                Some(known) => Grid { scale: known.scales[number], zero_point: self.bits.middle() },
                 None => block.grid(self),
             };
+            if let Some(offset) = known.and_then(|known| known.offsets.get(number)) {
+                block.subtract(*offset);
+                offsets[number] = *offset;
+            }
             self.bits.pack(&block.codes(grid, self.bits), codes);
             *scale = grid.scale;
             row_zero_points.push(grid.zero_point);
@@ -275,6 +302,10 @@ impl Block {
         block
     }
 
+    fn subtract(&mut self, offset: f32) {
+        self.weights[..self.len].iter_mut().for_each(|weight| *weight -= offset);
+    }
+
     fn grid(&mut self, quantizer: Quantizer) -> Grid {
         let Quantizer { bits, zero_points, rounding, .. } = quantizer;
         let range = Range::of(&self.weights[..self.len]);
@@ -378,11 +409,17 @@ mod tests {
         quantize_with(row, None, quantizer)
     }
 
-    fn quantize_with(row: &[f32], known: Option<&[f32]>, quantizer: Quantizer) -> Vec<f32> {
+    fn quantize_with(row: &[f32], known: Option<&KnownBlocks>, quantizer: Quantizer) -> Vec<f32> {
         let mut codes = vec![0; quantizer.padded_row_bytes(row.len())];
         let mut scales = vec![0.0; quantizer.blocks(row.len())];
         let mut zero_points = vec![0; quantizer.zero_point_row_bytes(row.len())];
-        let packed = PackedRow { codes: &mut codes, scales: &mut scales, zero_points: &mut zero_points };
+        let mut offsets = vec![0.0; scales.len()];
+        let packed = PackedRow {
+            codes: &mut codes,
+            scales: &mut scales,
+            zero_points: &mut zero_points,
+            offsets: &mut offsets,
+        };
         quantizer.quantize_row(row, known, packed);
         let zero_points = match quantizer.zero_points {
             ZeroPoints::Middle => vec![quantizer.bits.middle(); scales.len()],
@@ -390,7 +427,7 @@ mod tests {
         };
         let decoded = |(i, code): (usize, u8)| {
             let block = i / quantizer.block_size;
-            f32::from(i16::from(code) - i16::from(zero_points[block])) * scales[block]
+            f32::from(i16::from(code) - i16::from(zero_points[block])) * scales[block] + offsets[block]
         };
         let decoded: Vec<f32> = unpack(&codes, quantizer.bits).into_iter().enumerate().map(decoded).collect();
         assert!(decoded[row.len()..].iter().all(|w| *w == 0.0), "padding decodes to zero");
@@ -414,6 +451,7 @@ mod tests {
                     block_size,
                     zero_points,
                     rounding: Rounding::LeastError,
+                    has_offsets: false,
                 })
             })
         })
@@ -465,11 +503,30 @@ mod tests {
         let tensors = safetensors::SafeTensors::deserialize(fixture).unwrap();
         for (stored, bits) in [(StoredType::Q4_0, Bits::Four), (StoredType::Q8_0, Bits::Eight)] {
             let bytes = tensors.tensor(&format!("{stored}.bytes")).unwrap().data();
-            let (weights, scales) = (stored.widen(bytes), stored.scales(bytes));
+            let weights = stored.widen(bytes);
             let quantizer =
                 quantizers().find(|quantizer| quantizer.bits == bits && quantizer.repacks(stored));
-            let kept = quantize_with(&weights, Some(&scales), quantizer.unwrap());
+            let kept = quantize_with(&weights, Some(&stored.known_blocks(bytes)), quantizer.unwrap());
             assert!(weights.iter().zip(&kept).all(|(weight, kept)| weight == kept), "{stored}");
+        }
+    }
+
+    #[test]
+    fn blocks_with_offsets_keep_their_codes() {
+        let fixture = include_bytes!("../../tests/fixtures/gguf/blocks.safetensors");
+        let tensors = safetensors::SafeTensors::deserialize(fixture).unwrap();
+        for stored in [StoredType::Q4_1, StoredType::Q4_K] {
+            let bytes = tensors.tensor(&format!("{stored}.bytes")).unwrap().data();
+            let (weights, known) = (stored.widen(bytes), stored.known_blocks(bytes));
+            let quantizer = quantizers().map(Quantizer::with_offsets).find(|one| one.repacks(stored));
+            let kept = quantize_with(&weights, Some(&known), quantizer.unwrap());
+            for (block, (weights, kept)) in weights.chunks(32).zip(kept.chunks(32)).enumerate() {
+                // A step to another code would be a whole scale.
+                let most = 1e-3 * known.scales[block].abs() + 1e-6 * known.offsets[block].abs();
+                for (weight, kept) in weights.iter().zip(kept) {
+                    assert!((weight - kept).abs() <= most, "{stored}: {weight} became {kept}");
+                }
+            }
         }
     }
 
@@ -492,7 +549,8 @@ mod tests {
     fn the_first_code_of_a_pair_is_in_the_low_half_of_the_byte() {
         let quantizer = quantizers().next().unwrap();
         let mut codes = [0; 16];
-        let packed = PackedRow { codes: &mut codes, scales: &mut [0.0], zero_points: &mut [] };
+        let packed =
+            PackedRow { codes: &mut codes, scales: &mut [0.0], zero_points: &mut [], offsets: &mut [] };
         quantizer.quantize_row(&[-8.0, 7.0, 1.0], None, packed);
         assert_eq!(codes[..3], [0xF0, 0x89, 0x88]);
     }
@@ -507,7 +565,12 @@ mod tests {
         row[64..].fill(-15.0);
         assert_eq!(quantizer.zero_point_row_bytes(row.len()), 2);
         let (mut codes, mut scales, mut zero_points) = ([0; 48], [0.0; 3], [0xFF; 2]);
-        let packed = PackedRow { codes: &mut codes, scales: &mut scales, zero_points: &mut zero_points };
+        let packed = PackedRow {
+            codes: &mut codes,
+            scales: &mut scales,
+            zero_points: &mut zero_points,
+            offsets: &mut [],
+        };
         quantizer.quantize_row(&row, None, packed);
         // From zero upwards; a block of zeros; from zero downwards.
         assert_eq!((zero_points, scales[0]), ([0x80, 0x0F], 1.0));

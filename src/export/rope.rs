@@ -26,6 +26,8 @@ pub(super) struct Rotary {
     pub dims: usize,
     /// Whether the two dimensions of a pair are stored side by side, and not half of `dims` apart.
     pub interleaved: bool,
+    /// Whether pairs turn the other way.
+    pub is_reversed: bool,
     /// Pairs after the rotated ones that the tables have too, and that do not turn.
     pub still_pairs: usize,
     pub scaling: Scaling,
@@ -62,6 +64,15 @@ pub(super) enum Scaling {
         attention_factor: f32,
         original_context: usize,
     },
+    /// The first `turning` pairs, whose frequencies are those of all pairs divided by `factor`; the others do not turn.
+    Proportional {
+        turning: usize,
+        factor: f32,
+    },
+    /// The base is multiplied by a power of `alpha`: NTK-aware scaling for one length.
+    NtkAlpha {
+        alpha: f32,
+    },
     /// A divisor for each pair: `short` for contexts up to `original_context`, `long` beyond.
     Long {
         short: Vec<f32>,
@@ -78,6 +89,27 @@ pub(super) struct Angles {
     pub frequencies: Vec<f32>,
     pub still_pairs: usize,
     pub factor: f32,
+    /// The position of a table's first row.
+    pub start: usize,
+}
+
+/// Sines and cosines that are added to embeddings, as in "Attention Is All You Need".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sinusoid {
+    /// Dimensions of the embedding, half of them sines.
+    pub dims: usize,
+    /// The position that the first token has.
+    pub start: usize,
+}
+
+impl Sinusoid {
+    pub(super) fn angles(self) -> Angles {
+        let half = self.dims / 2;
+        #[expect(clippy::cast_possible_truncation, reason = "transformers computes in single precision too")]
+        let step = (10_000f64.ln() / (half.max(2) - 1) as f64) as f32;
+        let frequencies = (0..half).map(|pair| (pair as f32 * -step).exp()).collect();
+        Angles { frequencies, still_pairs: 0, factor: 1.0, start: self.start }
+    }
 }
 
 /// Which of the two tables.
@@ -112,7 +144,7 @@ impl Rotary {
             Some(rope) => Scaling::read(config, rope, theta, dims)?,
             None => Scaling::None,
         };
-        Ok(Self { theta, dims, interleaved: false, still_pairs: 0, scaling })
+        Ok(Self { theta, dims, interleaved: false, is_reversed: false, still_pairs: 0, scaling })
     }
 
     /// Pairs of dimensions in the tables.
@@ -147,16 +179,26 @@ impl Rotary {
     }
 
     pub(super) fn angles(&self) -> Angles {
-        let default = |pair: usize| self.theta.powf((2 * pair) as f32 / self.dims as f32);
-        let frequencies =
-            (0..self.dims / 2).map(|pair| self.scaling.frequency(pair, default(pair))).collect();
+        let theta = match self.scaling {
+            Scaling::NtkAlpha { alpha } => {
+                let dims = self.dims as f64;
+                // Python computes this base in double precision.
+                f64::from(self.theta) * f64::from(alpha).powf(dims / (dims - 2.0))
+            }
+            _ => self.theta.into(),
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "transformers computes in single precision too")]
+        let default = |pair: usize| (theta as f32).powf((2 * pair) as f32 / self.dims as f32);
+        let direction = if self.is_reversed { -1.0 } else { 1.0 };
+        let frequency = |pair: usize| direction * self.scaling.frequency(pair, default(pair));
+        let frequencies = (0..self.dims / 2).map(frequency).collect();
         let factor = match self.scaling {
             Scaling::Yarn { attention_factor, .. } | Scaling::Long { attention_factor, .. } => {
                 attention_factor
             }
             _ => 1.0,
         };
-        Angles { frequencies, still_pairs: self.still_pairs, factor }
+        Angles { frequencies, still_pairs: self.still_pairs, factor, start: 0 }
     }
 }
 
@@ -170,6 +212,9 @@ impl Scaling {
         let field = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
         match rope.text(field)?.unwrap_or("default") {
             // Dynamic scaling begins beyond `max_position_embeddings`, which no context here exceeds.
+            "dynamic" if rope.get("alpha").is_some() => {
+                Err(rope.unsupported("alpha", "only hunyuan_v1_dense with it"))
+            }
             "default" | "dynamic" => Ok(Self::None),
             "linear" => Ok(Self::Linear { factor: rope.positive("factor")? }),
             "llama3" => Self::read_llama3(config, rope),
@@ -250,7 +295,14 @@ impl Scaling {
     fn frequency(&self, pair: usize, period: f32) -> f32 {
         let frequency = 1.0 / period;
         match *self {
-            Self::None => frequency,
+            Self::None | Self::NtkAlpha { .. } => frequency,
+            Self::Proportional { turning, factor } => {
+                if pair < turning {
+                    frequency / factor
+                } else {
+                    0.0
+                }
+            }
             Self::Linear { factor } => frequency / factor,
             Self::Long { ref short, ref long, is_long, .. } => {
                 1.0 / (if is_long { long } else { short }[pair] * period)
@@ -336,7 +388,8 @@ impl Table {
             Self::Sine => f32::sin,
         };
         let turned = |position: usize| {
-            let turn = move |frequency: &f32| function(position as f32 * frequency) * angles.factor;
+            let turn =
+                move |frequency: &f32| function((angles.start + position) as f32 * frequency) * angles.factor;
             angles.frequencies.iter().map(turn).chain(iter::repeat_n(function(0.0), angles.still_pairs))
         };
         positions.flat_map(turned).collect()
@@ -357,7 +410,7 @@ mod tests {
     }
 
     fn rotary(theta: f32, scaling: Scaling) -> Rotary {
-        Rotary { theta, dims: 16, interleaved: false, still_pairs: 0, scaling }
+        Rotary { theta, dims: 16, interleaved: false, is_reversed: false, still_pairs: 0, scaling }
     }
 
     const LLAMA3: Scaling =
@@ -402,7 +455,7 @@ mod tests {
 
     #[test]
     fn the_first_position_does_not_turn_and_neither_do_still_pairs() {
-        let angles = Angles { frequencies: vec![1.0, 0.1], still_pairs: 1, factor: 2.0 };
+        let angles = Angles { frequencies: vec![1.0, 0.1], still_pairs: 1, factor: 2.0, start: 0 };
         assert_eq!(Table::Cosine.rows(&angles, 0..1), [2.0, 2.0, 1.0]);
         let sines = [0.0, 0.0, 0.0, 2.0 * 1f32.sin(), 2.0 * 0.1f32.sin(), 0.0];
         assert_eq!(Table::Sine.rows(&angles, 0..2), sines);

@@ -12,7 +12,6 @@ use super::{
     load_sources::LoadedSources,
     progress::{Progress, Stage},
     provenance,
-    rope::Rotary,
     staging::{self, Staging},
     write_weights::write_weights,
 };
@@ -65,7 +64,10 @@ const REVISION: u32 = 5;
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = load(options)?;
-    let precision = Precision { dtype: options.dtype, formats: options.weights.formats(&input.blueprint)? };
+    let formats = options.weights.formats(&input.blueprint)?;
+    let formats =
+        formats.with_offsets(&input.blueprint, |param, quantizer| input.weights.repacks(param, quantizer));
+    let precision = Precision { dtype: options.dtype, formats };
     let Emitted { graph, layout } = emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
@@ -73,7 +75,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     let staging = Staging::new(&options.output, options.existing)?;
     staging.reserve(DATA_FILE, Bytes(layout.bytes()))?;
     let sources = input.identify(progress)?;
-    let angles: Vec<_> = input.blueprint.rotaries.iter().map(Rotary::angles).collect();
+    let angles = input.blueprint.angles();
     write_weights(&staging.path(DATA_FILE), &layout, (&input.weights, &angles), progress)?;
     staging.write(GRAPH_FILE, &graph)?;
     if let Some(tokenizer_files) = &input.tokenizer_files {

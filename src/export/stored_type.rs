@@ -8,6 +8,8 @@ use std::fmt;
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
+use super::known_blocks::KnownBlocks;
+
 /// How the numbers of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "the names that GGML and everybody else uses")]
@@ -35,6 +37,12 @@ const SUPER: usize = 256;
 
 /// Weights of a small block.
 const SMALL: usize = 32;
+
+/// Weights that share a scale in the types whose codes can be kept.
+pub(super) const SCALE_BLOCK: usize = SMALL;
+
+/// The code of zero in blocks of four bits without offsets: those with an offset count from the lowest code here.
+const MIDDLE: f32 = 8.0;
 
 /// The values of IQ4_NL's and IQ4_XS's codes.
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -97,9 +105,31 @@ impl StoredType {
         }
     }
 
-    /// The scales of blocks of [`Self::Q4_0`] and [`Self::Q8_0`], which begin with them.
-    pub(super) fn scales(self, bytes: &[u8]) -> Vec<f32> {
-        bytes.chunks_exact(self.block_bytes()).map(|block| half_at(block, 0)).collect()
+    /// Scales and offsets of the blocks of [`SCALE_BLOCK`] weights in whole blocks of this type, which is one that
+    /// [`Quantizer::repacks`](super::quantize::Quantizer::repacks); other types have none.
+    pub(super) fn known_blocks(self, bytes: &[u8]) -> KnownBlocks {
+        let mut known = KnownBlocks::default();
+        for block in bytes.chunks_exact(self.block_bytes()) {
+            match self {
+                Self::Q4_0 | Self::Q8_0 => known.scales.push(half_at(block, 0)),
+                Self::Q4_1 => {
+                    let (scale, least) = (half_at(block, 0), half_at(block, 2));
+                    known.scales.push(scale);
+                    known.offsets.push(least + MIDDLE * scale);
+                }
+                Self::Q4_K => {
+                    let (scale, least) = (half_at(block, 0), half_at(block, 2));
+                    for group in 0..SUPER / SMALL {
+                        let (step, offset) = six_bits(&block[4..16], group);
+                        let step = scale * step;
+                        known.scales.push(step);
+                        known.offsets.push(MIDDLE * step - least * offset);
+                    }
+                }
+                _ => {}
+            }
+        }
+        known
     }
 
     /// Converts whole blocks to float32.

@@ -1,4 +1,9 @@
 //! Gives every head of a model the layout that attention operators take.
+//!
+//! All layers have the same number of key heads and heads of one size, because the cache has one shape for all: smaller
+//! heads are padded with zeros, and fewer key heads are repeated.
+
+use std::collections::BTreeMap;
 
 use super::{
     blueprint::{Attention, Blueprint, Linear, Norm},
@@ -12,28 +17,42 @@ struct Layouts {
     rotated: Option<HeadLayout>,
     /// Of values.
     plain: Option<HeadLayout>,
-    stored: usize,
     width: usize,
 }
 
 impl Blueprint {
     /// The same model with heads that the operators take.
     pub(super) fn with_supported_heads(mut self) -> Self {
-        let stored = self.dims.head_dim;
-        let width = stored.next_multiple_of(if self.rotaries.is_empty() { STEP / 2 } else { STEP });
-        let halves: Vec<usize> = self.rotaries.iter().map(|rotary| half(rotary, stored, width)).collect();
+        let widest = self.layers.iter().map(|layer| layer.attention.head_dim).max();
+        let widest = widest.unwrap_or(self.dims.head_dim);
+        let width = widest.next_multiple_of(if self.rotaries.is_empty() { STEP / 2 } else { STEP });
+        let stored_by_rotary: Vec<usize> = (0..self.rotaries.len())
+            .map(|number| {
+                let mut layers = self.layers.iter().map(|layer| &layer.attention);
+                layers
+                    .find(|attention| attention.rotary == Some(number))
+                    .map_or(widest, |found| found.head_dim)
+            })
+            .collect();
+        let rotaries = || self.rotaries.iter().zip(&stored_by_rotary);
+        let halves: Vec<usize> = rotaries().map(|(rotary, stored)| half(rotary, *stored, width)).collect();
         // Once for all layers: a hostile configuration has many layers, and heads of millions of dimensions.
-        let plain = HeadLayout::padded(stored, width).unless_as_stored();
-        let rotated = self
-            .rotaries
-            .iter()
+        let rotated: Vec<Option<HeadLayout>> = rotaries()
             .zip(&halves)
-            .map(|(rotary, half)| HeadLayout::rotated(stored, width, rotary, *half).unless_as_stored());
-        let rotated: Vec<Option<HeadLayout>> = rotated.collect();
+            .map(|((rotary, stored), half)| {
+                HeadLayout::rotated(*stored, width, rotary, *half).unless_as_stored()
+            })
+            .collect();
+        let mut plain = BTreeMap::new();
         for layer in &mut self.layers {
             let attention = &mut layer.attention;
-            let rotated = attention.rotary.map_or(&plain, |number| &rotated[number]).clone();
-            arrange(attention, &Layouts { rotated, plain: plain.clone(), stored, width });
+            let stored = attention.head_dim;
+            let plain = plain
+                .entry(stored)
+                .or_insert_with(|| HeadLayout::padded(stored, width).unless_as_stored())
+                .clone();
+            let rotated = attention.rotary.map_or_else(|| plain.clone(), |number| rotated[number].clone());
+            arrange(attention, &Layouts { rotated, plain, width });
         }
         for (rotary, half) in self.rotaries.iter_mut().zip(halves) {
             rotary.interleaved = false;
@@ -45,7 +64,8 @@ impl Blueprint {
 }
 
 fn arrange(attention: &mut Attention, layouts: &Layouts) {
-    let Layouts { rotated, plain, stored, width } = layouts;
+    let Layouts { rotated, plain, width } = layouts;
+    let stored = attention.head_dim;
     for linear in [&mut attention.query, &mut attention.key] {
         arrange_lines(linear, rotated.as_ref());
     }
@@ -57,8 +77,11 @@ fn arrange(attention: &mut Attention, layouts: &Layouts) {
     if let (Some(norms), Some(heads)) = (&mut attention.head_norms, rotated) {
         norms.each_mut().iter_mut().for_each(|norm| arrange_norm(norm, heads));
     }
-    if stored != width && attention.scale.is_none() {
-        attention.scale = Some((*stored as f32).sqrt().recip());
+    if let (Some(norm), Some(heads)) = (&mut attention.value_norm, plain) {
+        arrange_norm(norm, heads);
+    }
+    if stored != *width && attention.scale.is_none() {
+        attention.scale = Some((stored as f32).sqrt().recip());
     }
 }
 

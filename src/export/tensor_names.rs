@@ -18,13 +18,16 @@ const PREFIXES: [&str; 7] =
     ["language_model.", "text_model.", "model.", "transformer.", "gpt_neox.", "decoder.", "biogpt."];
 
 /// Suffixes of tensors that are computed and not trained: the export computes them itself.
-const BUFFERS: [&str; 6] = [
+const BUFFERS: [&str; 9] = [
     ".inv_freq",
     ".attn.bias",
     ".attn.masked_bias",
     ".attention.bias",
     ".attention.masked_bias",
     ".attn.causal_mask",
+    ".act_fn.beta",
+    ".act_fn.eps",
+    ".embed_positions.weights",
 ];
 
 /// Names of the head in older classes.

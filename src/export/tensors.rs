@@ -12,6 +12,7 @@ use std::{
 use safetensors::{Dtype, tensor::TensorInfo};
 
 use super::{
+    known_blocks::KnownBlocks,
     param::{Param, Run},
     positioned_io::PositionedFile,
     quantize::Quantizer,
@@ -84,6 +85,9 @@ pub(super) enum RowOrder {
     Checkpoint,
     /// Of each head of `head_dim` rows, those of the first and the second half take turns.
     Interleaved { head_dim: usize },
+    /// A checkpoint has for each of `groups` key heads its queries, the key and the value: `queries` rows and twice `keys`. The
+    /// file has all queries, then all keys, then all values.
+    Stacked { groups: usize, queries: usize, keys: usize },
 }
 
 impl RowOrder {
@@ -94,6 +98,15 @@ impl RowOrder {
             Self::Interleaved { head_dim } => {
                 let (head, within, half) = (row / head_dim, row % head_dim, head_dim / 2);
                 head * head_dim + within % half * 2 + within / half
+            }
+            Self::Stacked { groups, queries, keys } => {
+                let (group, within) = (row / (queries + 2 * keys), row % (queries + 2 * keys));
+                if within < queries {
+                    group * queries + within
+                } else {
+                    let (part, within) = ((within - queries) / keys, (within - queries) % keys);
+                    groups * (queries + part * keys) + group * keys + within
+                }
             }
         }
     }
@@ -188,36 +201,41 @@ impl TensorFile {
         })
     }
 
-    /// The scales of the blocks of `rows` of `param`, if the tensor has blocks that `quantizer` repacks.
-    pub(super) fn read_scales(
+    /// Whether `param` can keep the codes of the blocks that the tensor has, with `quantizer`.
+    pub(super) fn repacks(&self, tensor: &str, param: &Param, quantizer: Quantizer) -> bool {
+        // Padding within a row moves its blocks.
+        let is_as_stored = !param.transposed && param.stored_cols() == param.shape.cols();
+        let stored = self.tensors.get(tensor).filter(|stored| is_as_stored && stored.offset == 0.0);
+        stored.and_then(|stored| stored.stored_type.ok()).is_some_and(|stored| quantizer.repacks(stored))
+    }
+
+    /// The blocks of `rows` of `param`, if the tensor has blocks that `quantizer` repacks.
+    pub(super) fn read_blocks_of(
         &self,
         tensor: &str,
         (param, rows): (&Param, Range<usize>),
         quantizer: Quantizer,
-    ) -> Result<Option<Vec<f32>>, TensorsError> {
+    ) -> Result<Option<KnownBlocks>, TensorsError> {
         let stored = self.stored(tensor)?;
         let Ok(stored_type) = stored.stored_type else { return Ok(None) };
-        // Padding within a row moves its blocks.
-        let is_as_stored =
-            !param.transposed && param.stored_cols() == param.shape.cols() && stored.offset == 0.0;
-        if !is_as_stored || !quantizer.repacks(stored_type) {
+        if !self.repacks(tensor, param, quantizer) {
             return Ok(None);
         }
         let (cols, block) = (param.shape.cols(), stored_type.block());
-        let mut scales = Vec::new();
+        let mut known = KnownBlocks::default();
         for run in param.stored(rows) {
             match run {
-                Run::Zeros(count) => scales.resize(scales.len() + count * cols / block, 0.0),
+                Run::Zeros(count) => known.extend(quantizer.zero_blocks(count * quantizer.blocks(cols))),
                 Run::Stored(lines) => {
                     for elements in self.elements(tensor, lines, cols) {
                         let blocks = elements.start / block..elements.end / block;
                         let bytes = self.read_blocks(stored, stored_type.block_bytes(), blocks)?;
-                        scales.extend(stored_type.scales(&bytes));
+                        known.extend(stored_type.known_blocks(&bytes));
                     }
                 }
             }
         }
-        Ok(Some(scales))
+        Ok(Some(known))
     }
 
     /// Some columns of a matrix, one after the other.

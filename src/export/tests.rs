@@ -222,7 +222,7 @@ fn an_unknown_architecture_is_refused_with_the_known_ones() {
     let tiny = Tiny::new(false, int4());
     fs::write(tiny.base("config.json"), r#"{"model_type": "mamba"}"#).unwrap();
     let message = export(&tiny.options, &()).unwrap_err().to_string();
-    assert!(message.contains("mamba") && message.contains("internlm3, llama"), "{message}");
+    assert!(message.contains("mamba") && message.contains("jais2, llama"), "{message}");
 }
 
 #[test]

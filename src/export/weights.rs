@@ -7,6 +7,7 @@ use ndarray::ShapeError;
 use super::{
     adapter::{AdapterError, MergeError, MergePlan, Origin},
     checkpoint::{Checkpoint, CheckpointError},
+    known_blocks::KnownBlocks,
     param::Param,
     quantize::Quantizer,
     random::RandomWeights,
@@ -75,19 +76,30 @@ impl Weights {
         }
     }
 
-    /// The scales of the blocks of these rows, if the source has the blocks of `quantizer` and nothing changes them: its
-    /// codes are then kept.
-    pub(super) fn scales(
+    /// The blocks of these rows, if the source has those of `quantizer` and nothing changes them: its codes are then kept.
+    pub(super) fn known_blocks(
         &self,
         param: &Param,
         rows: Range<usize>,
         quantizer: Quantizer,
-    ) -> Result<Option<Vec<f32>>, WeightsError> {
+    ) -> Result<Option<KnownBlocks>, WeightsError> {
+        let Some(checkpoint) = self.unchanged(param) else { return Ok(None) };
+        let known = checkpoint.known_blocks(param, rows, quantizer)?;
+        Ok(known.map(|known| known.times(param.factor)))
+    }
+
+    /// Whether all of `param` can keep the codes that the source has for it, with `quantizer`.
+    pub(super) fn repacks(&self, param: &Param, quantizer: Quantizer) -> bool {
+        self.unchanged(param).is_some_and(|checkpoint| checkpoint.repacks(param, quantizer))
+    }
+
+    /// The checkpoint of weights that nothing is added to.
+    fn unchanged(&self, param: &Param) -> Option<&Checkpoint> {
         match self {
             Self::Merged(merged) if !merged.merge_plan.changes(&param.name) && param.offset == 0.0 => {
-                Ok(merged.checkpoint.scales(param, rows, quantizer)?)
+                Some(&merged.checkpoint)
             }
-            _ => Ok(None),
+            _ => None,
         }
     }
 }
@@ -178,7 +190,7 @@ mod tests {
         testing::write(&dir.join("adapter_model.safetensors"), &[lora_a, lora_b]);
         let adapter = Adapter::open(dir, 1.0).unwrap();
         let (merge_plan, blueprint) = MergePlan::new(vec![adapter], testing::blueprint(true)).unwrap();
-        let tables = blueprint.embedding.tables();
+        let tables = blueprint.tables();
         Weights::Merged(Box::new(Merged::new(Checkpoint::open(dir).unwrap(), merge_plan, tables).unwrap()))
     }
 

@@ -15,6 +15,7 @@ use super::{
     Progress, Stage,
     data_layout::{DataLayout, QuantizedAt, Stack, TensorJob},
     dtype_encoding,
+    known_blocks::KnownBlocks,
     param::Param,
     positioned_io::PositionedFile,
     quantize::{PackedRow, Quantizer},
@@ -88,6 +89,7 @@ struct Codes {
     codes_offset: u64,
     scales_offset: u64,
     zero_points_offset: u64,
+    offsets_offset: u64,
     dtype: Dtype,
 }
 
@@ -110,7 +112,7 @@ fn cut(fill: &TensorJob) -> Vec<Piece<'_>> {
             })
             .collect(),
         TensorJob::Quantized { ref stack, quantizer, row_bytes, dtype, at } => {
-            let QuantizedAt { codes, scales, zero_points } = at;
+            let QuantizedAt { codes, scales, zero_points, offsets } = at;
             let scale_bytes = quantizer.blocks(stack.cols()) as u64 * dtype.bytes();
             let zero_point_bytes = quantizer.zero_point_row_bytes(stack.cols()) as u64;
             let place = |Slice { param, rows, rows_before, .. }| {
@@ -120,6 +122,7 @@ fn cut(fill: &TensorJob) -> Vec<Piece<'_>> {
                     codes_offset: codes.offset + rows_before * row_bytes as u64,
                     scales_offset: scales.offset + rows_before * scale_bytes,
                     zero_points_offset: zero_points.offset + rows_before * zero_point_bytes,
+                    offsets_offset: offsets.offset + rows_before * scale_bytes,
                     dtype,
                 };
                 Piece::Quantized { param, rows, to }
@@ -179,15 +182,15 @@ impl Writer<'_> {
             }
             Piece::Quantized { param, ref rows, ref to } => {
                 let weights = self.weights.rows(param, rows.clone())?;
-                let known = self.weights.scales(param, rows.clone(), to.quantizer)?;
-                self.write_quantized((&weights, known.as_deref()), param, to)
+                let known = self.weights.known_blocks(param, rows.clone(), to.quantizer)?;
+                self.write_quantized((&weights, known.as_ref()), param, to)
             }
         }
     }
 
     fn write_quantized(
         &self,
-        (weights, known_scales): (&[f32], Option<&[f32]>),
+        (weights, known): (&[f32], Option<&KnownBlocks>),
         param: &Param,
         to: &Codes,
     ) -> Result<Bytes, WriteWeightsError> {
@@ -198,18 +201,22 @@ impl Writer<'_> {
         let mut codes = vec![0; rows * to.row_bytes];
         let mut scales = vec![0.0; rows * blocks];
         let mut zero_points = vec![0; rows * zero_point_bytes];
+        let row_offsets = if to.quantizer.has_offsets { blocks } else { 0 };
+        let mut offsets = vec![0.0; rows * row_offsets];
         for (index, row) in weights.chunks_exact(cols).enumerate() {
             let packed = PackedRow {
                 codes: &mut codes[index * to.row_bytes..][..to.row_bytes],
                 scales: &mut scales[index * blocks..][..blocks],
                 zero_points: &mut zero_points[index * zero_point_bytes..][..zero_point_bytes],
+                offsets: &mut offsets[index * row_offsets..][..row_offsets],
             };
-            let known = known_scales.map(|scales| &scales[index * blocks..][..blocks]);
-            to.quantizer.quantize_row(row, known, packed);
+            let known = known.map(|known| known.row(index, blocks));
+            to.quantizer.quantize_row(row, known.as_ref(), packed);
         }
+        let offsets = self.write_floats(&offsets, to.dtype, to.offsets_offset, &param.name)?;
         let scales = self.write_floats(&scales, to.dtype, to.scales_offset, &param.name)?;
         let zero_points = self.write_bytes(&zero_points, to.zero_points_offset)?;
-        Ok(self.write_bytes(&codes, to.codes_offset)? + scales + zero_points)
+        Ok(self.write_bytes(&codes, to.codes_offset)? + scales + zero_points + offsets)
     }
 
     fn write_floats(

@@ -34,7 +34,21 @@ fn export(base: &Path, out: &Path, flags: &[&str]) {
 /// The same of tests/fixtures/architectures.
 fn further() -> Vec<(&'static str, Value)> {
     let none = json!({});
-    let plain = ["arcee", "cohere", "gemma", "granite", "nemotron", "olmo2", "phi", "seed_oss", "stablelm"];
+    let plain = [
+        "arcee",
+        "cohere",
+        "falcon",
+        "falcon-new",
+        "gemma",
+        "gpt_neox",
+        "gpt_neox-sequential",
+        "granite",
+        "nemotron",
+        "olmo2",
+        "phi",
+        "seed_oss",
+        "stablelm",
+    ];
     let mut all: Vec<_> = plain.map(|name| (name, none.clone())).into();
     // llama.cpp knows the layers of SmolLM3, and no window of StarCoder 2.
     all.push(("smollm3", json!({ "no_rope_layers": null })));

@@ -95,9 +95,9 @@ export const checks = {
     await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
     await press(lastAnswer(page), "Copy");
     assert.equal(await page.evaluate(() => navigator.clipboard.readText()), "Third.");
-    await press(lastAnswer(page), "Request");
+    await press(lastAnswer(page), "Request as curl");
     const line = await lastAnswer(page).locator(".request pre").innerText();
-    assert.match(line, /^curl http:.*\/v1\/chat\/completions .*"content":"Two"/);
+    assert.match(line, /^curl 'http:.*\/v1\/chat\/completions' .*"content":"Two"/);
     await press(lastAnswer(page), "Delete");
     await page.locator("dialog[open] button.danger").click();
     await until("the deletion", async () => (await page.locator(".turn").count()) === 3);
@@ -142,7 +142,9 @@ export const checks = {
     await page.locator("dialog[open] button.danger").click();
     await until("the deletion", async () => (await entries.count()) === 1);
     await page.locator("#import-file").setInputFiles(file);
-    await until("the import", async () => (await entries.count()) === 3);
+    assert.match(await page.locator("dialog[open]").innerText(), /Imported 1 conversation\s+1 conversation of the file is here already/);
+    await page.locator("dialog[open] button.primary").click();
+    assert.equal(await entries.count(), 2, "a conversation is imported once");
     await entries.getByText("Weather").click();
     assert.match(await page.locator("#turns").innerText(), /It rains\./);
     const damaged = join(scratch, "damaged.json");
@@ -150,7 +152,10 @@ export const checks = {
     await page.locator("#import-file").setInputFiles(damaged);
     assert.match(await page.locator("dialog[open]").innerText(), /damaged\.json: a conversation of the file is damaged/);
     await page.locator("dialog[open] button.primary").click();
-    assert.equal(await entries.count(), 3);
+    assert.equal(await entries.count(), 2);
+    await page.reload();
+    await isReady(page);
+    assert.match(await page.locator("#turns").innerText(), /It rains\./, "a reload shows the same conversation");
     assert.deepEqual(seen.errors, []);
     await close();
     await end(server);
@@ -180,6 +185,10 @@ export const checks = {
     });
     await page.locator("#fresh").click();
     await ask(page, "set");
+    assert.match(await page.locator("#notice").innerText(), /A setting is not valid.*Top p: Enter a number, 0 to 1/s);
+    assert.equal(sent.length, 1, "nothing is sent with a setting that is not valid");
+    await withSettings(page, () => page.getByRole("button", { name: "Top p: use the default" }).click());
+    await page.locator("#send").click();
     await answered(page);
     const { messages, model, stream, stream_options, ...fields } = sent[1];
     assert.deepEqual(fields, { temperature: 0.5, top_k: 40, stop: ["END", "STOP"], json_schema: { type: "object" } });
@@ -217,6 +226,9 @@ export const checks = {
     const tokens = turn.locator(".token");
     assert.ok((await tokens.count()) >= 5);
     assert.match(await tokens.first().getAttribute("title"), /^".*" [\d.]+ %\n/);
+    await tokens.first().click();
+    assert.match(await turn.locator(".token-facts").innerText(), /^".*" [\d.]+ %; instead of it: ".*" [\d.]+ %/);
+    assert.doesNotMatch(await turn.locator(".tokens").innerText(), /bytes:/, "characters in parts are shown whole");
     await shoot(page, "probabilities");
     await close();
     await end(server);

@@ -12,7 +12,12 @@ use super::{
     tensors::{self, Module, Part},
 };
 use crate::{
-    export::{gguf::GgufLora, json_config::JsonConfig, tensors::TensorFile, torch},
+    export::{
+        gguf::{GgufLora, HeadSizes},
+        json_config::JsonConfig,
+        tensors::TensorFile,
+        torch,
+    },
     files,
     manifest::AdapterSummary,
 };
@@ -51,13 +56,13 @@ impl Adapter {
         Ok(Self { dir, weight, settings, file: Arc::new(file), modules, paths })
     }
 
-    /// Opens the adapter in the GGUF file at `path`, for a base whose heads have `head_dim` dimensions.
+    /// Opens the adapter in the GGUF file at `path`, for a base with heads of these sizes.
     pub(in crate::export) fn open_gguf(
         path: &Path,
         weight: f32,
-        head_dim: usize,
+        sizes: HeadSizes,
     ) -> Result<Self, AdapterError> {
-        let GgufLora { file, config } = GgufLora::open(path, head_dim)?;
+        let GgufLora { file, config } = GgufLora::open(path, sizes)?;
         let settings = AdapterConfig::read(&JsonConfig::parse(path, &config)?)?;
         let modules = tensors::read(&file)?;
         let paths = vec![path.to_owned()];

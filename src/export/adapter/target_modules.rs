@@ -43,7 +43,7 @@ pub(super) fn target_modules(blueprint: &Blueprint) -> BTreeMap<&str, TargetModu
     let linear = blueprint.linears().map(|linear| (&linear.weight, linear.bias.as_ref(), ModuleKind::Linear));
     let norms = blueprint.norms().filter(|norm| norm.weight.is_stored());
     let norms = norms.map(|norm| (&norm.weight, norm.bias.as_ref(), ModuleKind::Norm));
-    let tables = blueprint.embedding.tables().map(|table| (table, None, ModuleKind::Embedding));
+    let tables = blueprint.tables().map(|table| (table, None, ModuleKind::Embedding));
     let mut targets: BTreeMap<_, _> = linear
         .chain(norms)
         .chain(tables)

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        blueprint::{Activation, Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm, Order},
+        blueprint::{Activation, Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm},
         json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
     },
@@ -38,6 +38,7 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
             positions: None,
             norm: Some(bloom.norm("word_embeddings_layernorm")),
         },
+        per_layer: None,
         rotaries: Vec::new(),
         slopes: Some(slopes(heads)),
         layers: (0..layers).map(|layer| bloom.layer(&format!("h.{layer}"))).collect(),
@@ -61,30 +62,16 @@ impl Bloom {
     fn layer(&self, scope: &str) -> Layer {
         let Dims { hidden, intermediate, .. } = self.dims;
         let linear = |name, shape| linear(scope, name, shape, true);
-        Layer {
-            attention_norm: Some(self.norm(&format!("{scope}.input_layernorm"))),
-            attention: Attention {
-                query: self.part(scope, 0),
-                key: self.part(scope, 1),
-                value: self.part(scope, 2),
-                output: linear("self_attention.dense", [hidden, hidden]),
-                head_norms: None,
-                clip: None,
-                rotary: None,
-                window: None,
-                scale: None,
-                cap: None,
-            },
-            attention_end: None,
-            mlp_norm: Some(self.norm(&format!("{scope}.post_attention_layernorm"))),
-            mlp: Mlp {
-                inner: Inner::Plain { up: linear("mlp.dense_h_to_4h", [intermediate, hidden]) },
-                activation: Activation::GeluTanh,
-                down: linear("mlp.dense_4h_to_h", [hidden, intermediate]),
-            },
-            mlp_end: None,
-            order: Order::Sequential,
-        }
+        let [query, key, value] = [0, 1, 2].map(|part| self.part(scope, part));
+        let output = linear("self_attention.dense", [hidden, hidden]);
+        let mlp = Mlp {
+            inner: Inner::Plain { up: linear("mlp.dense_h_to_4h", [intermediate, hidden]) },
+            activation: Activation::GeluTanh,
+            down: linear("mlp.dense_4h_to_h", [hidden, intermediate]),
+        };
+        let norm = |name: &str| self.norm(&format!("{scope}.{name}"));
+        let attention = Attention::new([query, key, value, output], self.dims.head_dim);
+        Layer::new((norm("input_layernorm"), attention), (norm("post_attention_layernorm"), mlp))
     }
 
     /// Query, key or value: each head's three follow each other.

@@ -5,7 +5,6 @@ use super::{
     super::{
         blueprint::{
             Attention, Blueprint, Embedding, HeadNorms, Inner, Layer, Linear, LmHead, Mlp, Norm, NormKind,
-            Order,
         },
         json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
@@ -118,6 +117,19 @@ impl Family {
         })
     }
 
+    /// Layer normalisation, biases everywhere, an MLP without a gate, and rotary positions on a share of each head.
+    pub(super) fn read_biased(config: &JsonConfig) -> Result<Self, JsonConfigError> {
+        let norms = NormStyle::layer(config.positive("layer_norm_eps")?);
+        Ok(Self {
+            input_bias: true,
+            output_bias: true,
+            mlp_bias: true,
+            is_gated: false,
+            partial: Partial::Supported,
+            ..Self::read_with(config, norms)?
+        })
+    }
+
     /// The blueprint of a model of this family, with one table of rotary positions and every key in sight.
     pub(super) fn blueprint(
         &self,
@@ -156,6 +168,7 @@ impl Family {
                 positions: None,
                 norm: None,
             },
+            per_layer: None,
             rotaries: Vec::new(),
             slopes: None,
             layers,
@@ -171,18 +184,13 @@ impl Family {
         self.norms.norm(module, width)
     }
 
-    fn layer(&self, config: &JsonConfig, layer: usize) -> Result<Layer, JsonConfigError> {
+    /// Layer number `layer`, as in Llama.
+    pub(super) fn layer(&self, config: &JsonConfig, layer: usize) -> Result<Layer, JsonConfigError> {
         let scope = format!("layers.{layer}");
-        let norm = |name: &str| Some(self.norm(&format!("{scope}.{name}"), self.dims.hidden));
-        Ok(Layer {
-            attention_norm: norm("input_layernorm"),
-            attention: self.attention(&format!("{scope}.self_attn")),
-            attention_end: None,
-            mlp_norm: norm("post_attention_layernorm"),
-            mlp: self.mlp(config, &format!("{scope}.mlp"))?,
-            mlp_end: None,
-            order: Order::Sequential,
-        })
+        let norm = |name: &str| self.norm(&format!("{scope}.{name}"), self.dims.hidden);
+        let attention = self.attention(&format!("{scope}.self_attn"));
+        let mlp = self.mlp(config, &format!("{scope}.mlp"))?;
+        Ok(Layer::new((norm("input_layernorm"), attention), (norm("post_attention_layernorm"), mlp)))
     }
 
     fn attention(&self, module: &str) -> Attention {
@@ -195,18 +203,13 @@ impl Family {
                 HeadNorms::Whole([norm("q_norm", heads * head_dim), norm("k_norm", kv_heads * head_dim)])
             }
         });
-        Attention {
-            query: input("q_proj", heads * head_dim),
-            key: input("k_proj", kv_heads * head_dim),
-            value: input("v_proj", kv_heads * head_dim),
-            output: linear(module, "o_proj", [hidden, heads * head_dim], self.output_bias),
-            head_norms,
-            clip: None,
-            rotary: None,
-            window: None,
-            scale: None,
-            cap: None,
-        }
+        let linears = [
+            input("q_proj", heads * head_dim),
+            input("k_proj", kv_heads * head_dim),
+            input("v_proj", kv_heads * head_dim),
+            linear(module, "o_proj", [hidden, heads * head_dim], self.output_bias),
+        ];
+        Attention { head_norms, ..Attention::new(linears, head_dim) }
     }
 
     fn mlp(&self, config: &JsonConfig, module: &str) -> Result<Mlp, JsonConfigError> {

@@ -31,6 +31,15 @@ pub(super) fn read_2(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> 
     finish(blueprint, &family, config)
 }
 
+/// VaultGemma: Gemma 2 without norms after each half.
+pub(super) fn read_vault(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
+    let blueprint = Blueprint { architecture: "vaultgemma", ..read_2(config)? };
+    Ok(blueprint.with_layers(|_, layer| {
+        layer.attention_end = None;
+        layer.mlp_end = None;
+    }))
+}
+
 /// Gemma 3: norms of query and key heads; layers with a window turn by other angles than those without.
 pub(super) fn read_3(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let family = Family { head_norms: Some(HeadNormWidth::Each), ..read_family(config)? };

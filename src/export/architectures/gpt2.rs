@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        blueprint::{Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm, Order},
+        blueprint::{Attention, Blueprint, Embedding, Inner, Layer, Linear, Mlp, Norm, Positions},
         json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
     },
@@ -32,9 +32,10 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
         embedding: Embedding {
             table: Param::matrix("wte.weight", vocab, hidden),
             scale: None,
-            positions: Some(Param::matrix("wpe.weight", positions, hidden)),
+            positions: Some(Positions::Learned(Param::matrix("wpe.weight", positions, hidden))),
             norm: None,
         },
+        per_layer: None,
         rotaries: Vec::new(),
         slopes: None,
         layers: (0..layers).map(|layer| gpt.layer(layer)).collect::<Result<_, _>>()?,
@@ -64,30 +65,20 @@ impl Gpt<'_> {
             let lines = Lines::From { start: part * hidden, of: 3 * hidden };
             conv(&format!("{scope}.attn.c_attn"), [hidden, hidden], lines)
         };
-        Ok(Layer {
-            attention_norm: Some(self.norm(&format!("{scope}.ln_1"))),
-            attention: Attention {
-                query: part(0),
-                key: part(1),
-                value: part(2),
-                output: whole("attn.c_proj", hidden, hidden),
-                head_norms: None,
-                clip: None,
-                rotary: None,
-                window: None,
-                scale: self.scale(layer)?,
-                cap: None,
-            },
-            attention_end: None,
-            mlp_norm: Some(self.norm(&format!("{scope}.ln_2"))),
-            mlp: Mlp {
-                inner: Inner::Plain { up: whole("mlp.c_fc", intermediate, hidden) },
-                activation: activation(self.config, "activation_function")?,
-                down: whole("mlp.c_proj", hidden, intermediate),
-            },
-            mlp_end: None,
-            order: Order::Sequential,
-        })
+        let attention = Attention {
+            scale: self.scale(layer)?,
+            ..Attention::new(
+                [part(0), part(1), part(2), whole("attn.c_proj", hidden, hidden)],
+                self.dims.head_dim,
+            )
+        };
+        let mlp = Mlp {
+            inner: Inner::Plain { up: whole("mlp.c_fc", intermediate, hidden) },
+            activation: activation(self.config, "activation_function")?,
+            down: whole("mlp.c_proj", hidden, intermediate),
+        };
+        let norm = |name: &str| self.norm(&format!("{scope}.{name}"));
+        Ok(Layer::new((norm("ln_1"), attention), (norm("ln_2"), mlp)))
     }
 
     /// Some variants scale scores by the layer's number as well, or not at all.

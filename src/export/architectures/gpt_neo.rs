@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        blueprint::Blueprint,
+        blueprint::{Blueprint, Positions},
         json_config::{JsonConfig, JsonConfigError},
         param::Param,
     },
@@ -54,7 +54,8 @@ fn read_family(config: &JsonConfig) -> Result<Family, JsonConfigError> {
 }
 
 fn with_positions(mut blueprint: Blueprint, positions: usize) -> Blueprint {
-    blueprint.embedding.positions = Some(Param::matrix("wpe.weight", positions, blueprint.dims.hidden));
+    let table = Param::matrix("wpe.weight", positions, blueprint.dims.hidden);
+    blueprint.embedding.positions = Some(Positions::Learned(table));
     blueprint
 }
 

@@ -8,16 +8,15 @@ use super::{
         blueprint::Blueprint,
         head_layout::STEP,
         json_config::{JsonConfig, JsonConfigError},
-        rope::Partial,
     },
     adjust::Fused,
-    family::{Family, HeadNormWidth, NormStyle},
+    family::{Family, HeadNormWidth},
 };
 
 pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let config = &with_shares(config)?;
     let bias = config.flag("attention_bias", true)?;
-    let family = Family { input_bias: bias, output_bias: bias, ..read_family(config)? };
+    let family = Family { input_bias: bias, output_bias: bias, ..Family::read_biased(config)? };
     let blueprint = family.blueprint("gpt_neox", config)?;
     let is_parallel = config.flag("use_parallel_residual", true)?;
     let blueprint = if is_parallel { blueprint.in_parallel(true) } else { blueprint };
@@ -32,7 +31,8 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
 pub(super) fn read_persimmon(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     let config = &config.clone().or(json!({ "partial_rotary_factor": 0.5 }));
     let has_norms = config.flag("qk_layernorm", true)?;
-    let family = Family { head_norms: has_norms.then_some(HeadNormWidth::Each), ..read_family(config)? };
+    let family =
+        Family { head_norms: has_norms.then_some(HeadNormWidth::Each), ..Family::read_biased(config)? };
     if has_norms && !family.dims.head_dim.is_multiple_of(STEP) {
         return Err(
             config.unsupported("num_attention_heads", format!("heads of a multiple of {STEP} dimensions"))
@@ -40,18 +40,6 @@ pub(super) fn read_persimmon(config: &JsonConfig) -> Result<Blueprint, JsonConfi
     }
     let names = [("q_norm", "q_layernorm"), ("k_norm", "k_layernorm"), ("norm", "final_layernorm")];
     Ok(with_names(family.blueprint("persimmon", config)?).renamed(&names))
-}
-
-fn read_family(config: &JsonConfig) -> Result<Family, JsonConfigError> {
-    let norms = NormStyle::layer(config.positive("layer_norm_eps")?);
-    Ok(Family {
-        input_bias: true,
-        output_bias: true,
-        mlp_bias: true,
-        is_gated: false,
-        partial: Partial::Supported,
-        ..Family::read_with(config, norms)?
-    })
 }
 
 fn with_names(blueprint: Blueprint) -> Blueprint {

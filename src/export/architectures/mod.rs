@@ -12,12 +12,14 @@ mod falcon;
 mod family;
 mod fields;
 mod gemma;
+mod gemma4;
 mod glm;
 mod gpt2;
 mod gpt_neo;
 mod gpt_neox;
 mod gptj;
 mod granite;
+mod hunyuan;
 mod llama;
 mod mistral;
 mod mpt;
@@ -44,7 +46,8 @@ use super::{
 type Read = fn(&JsonConfig) -> Result<Blueprint, JsonConfigError>;
 
 /// Every architecture, by its `model_type`.
-const ARCHITECTURES: [(&str, Read); 48] = [
+const ARCHITECTURES: [(&str, Read); 59] = [
+    ("apertus", llama::read_apertus),
     ("arcee", llama::read_arcee),
     ("baichuan", remote_code::read_baichuan),
     ("biogpt", opt::read_biogpt),
@@ -53,6 +56,7 @@ const ARCHITECTURES: [(&str, Read); 48] = [
     ("codegen", gptj::read_codegen),
     ("cohere", cohere::read),
     ("cohere2", cohere::read_2),
+    ("cwm", llama::read_cwm),
     ("ernie4_5", llama::read_ernie4_5),
     ("exaone", remote_code::read_exaone),
     ("exaone4", exaone4::read),
@@ -60,6 +64,8 @@ const ARCHITECTURES: [(&str, Read); 48] = [
     ("gemma", gemma::read_1),
     ("gemma2", gemma::read_2),
     ("gemma3_text", gemma::read_3),
+    ("gemma4_text", gemma4::read),
+    ("gemma4_unified_text", gemma4::read),
     ("glm", glm::read),
     ("glm4", glm::read_4),
     ("gpt2", gpt2::read),
@@ -69,13 +75,18 @@ const ARCHITECTURES: [(&str, Read); 48] = [
     ("gptj", gptj::read),
     ("granite", granite::read),
     ("helium", llama::read_helium),
+    ("hunyuan_v1_dense", hunyuan::read),
+    ("hyperclovax", granite::read_hyperclovax),
     ("internlm2", remote_code::read_internlm2),
     ("internlm3", llama::read),
+    ("iquestcoder", llama::read),
+    ("jais2", llama::read_jais2),
     ("llama", llama::read),
     ("ministral", mistral::read_ministral),
     ("ministral3", mistral::read_ministral3),
     ("mistral", mistral::read),
     ("mpt", mpt::read),
+    ("nanochat", hunyuan::read_nanochat),
     ("nemotron", nemotron::read),
     ("olmo", olmo::read),
     ("olmo2", olmo::read_2),
@@ -93,6 +104,8 @@ const ARCHITECTURES: [(&str, Read); 48] = [
     ("smollm3", smollm3::read),
     ("stablelm", stablelm::read),
     ("starcoder2", starcoder2::read),
+    ("vaultgemma", gemma::read_vault),
+    ("xglm", opt::read_xglm),
 ];
 
 /// Multimodal models whose older files have the settings of the text model beside those of vision, and the type of those.

@@ -1,10 +1,11 @@
-//! OPT and BioGPT: learned positions that begin with the third row of their table.
+//! OPT and BioGPT, whose learned positions begin with the third row of their table, and XGLM, whose sines do the same.
 
 use super::{
     super::{
-        blueprint::Blueprint,
+        blueprint::{Blueprint, Positions},
         json_config::{JsonConfig, JsonConfigError},
         param::{Lines, Param},
+        rope::Sinusoid,
     },
     family::{Family, NormStyle},
     fields::require_flag,
@@ -39,6 +40,25 @@ pub(super) fn read_biogpt(config: &JsonConfig) -> Result<Blueprint, JsonConfigEr
     Ok(with_names(blueprint).renamed(&[("norm", "layer_norm")]))
 }
 
+/// XGLM: sines and cosines of positions.
+pub(super) fn read_xglm(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
+    require_flag(config, "add_cross_attention", false)?;
+    // The row of this number in the table of positions is zero, and the first position has the row after the unused ones.
+    if config.optional_size("pad_token_id").is_ok_and(|pad| pad.is_some_and(|pad| pad >= UNUSED_ROWS)) {
+        return Err(config.unsupported("pad_token_id", "0 and 1"));
+    }
+    let config = &config.clone().renamed("attention_heads", "num_attention_heads");
+    let family = read_family(config, (NormStyle::layer(EPSILON), true), "activation_function")?;
+    let positions = config.size("max_position_embeddings")?;
+    let mut blueprint = family.without_positions("xglm", config, positions)?;
+    let sinusoid = Sinusoid { dims: family.dims.hidden, start: UNUSED_ROWS };
+    blueprint.embedding.positions = Some(Positions::Sinusoidal(sinusoid));
+    if config.flag("scale_embedding", true)? {
+        blueprint.embedding.scale = Some((family.dims.hidden as f32).sqrt());
+    }
+    Ok(with_names(blueprint).renamed(&[("norm", "layer_norm")]))
+}
+
 fn read_family(
     config: &JsonConfig,
     (norms, bias): (NormStyle, bool),
@@ -57,7 +77,7 @@ fn with_positions(
     let mut blueprint = family.without_positions(name, config, positions)?;
     let lines = Lines::From { start: UNUSED_ROWS, of: positions + UNUSED_ROWS };
     let table = Param::matrix("embed_positions.weight", positions, blueprint.dims.hidden);
-    blueprint.embedding.positions = Some(Param { lines, ..table });
+    blueprint.embedding.positions = Some(Positions::Learned(Param { lines, ..table }));
     Ok(blueprint)
 }
 

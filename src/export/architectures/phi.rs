@@ -6,9 +6,8 @@ use super::{
     super::{
         blueprint::Blueprint,
         json_config::{JsonConfig, JsonConfigError},
-        rope::Partial,
     },
-    family::{Family, NormStyle},
+    family::Family,
     fields::require_flag,
 };
 
@@ -17,16 +16,8 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
     require_flag(config, "qk_layernorm", false)?;
     // A head that shares the embedding's weights has a bias all the same.
     require_flag(config, "tie_word_embeddings", false)?;
-    let norms = NormStyle::layer(config.positive("layer_norm_eps")?);
-    let family = Family {
-        input_bias: true,
-        output_bias: true,
-        mlp_bias: true,
-        is_gated: false,
-        partial: Partial::Supported,
-        ..Family::read_with(config, norms)?
-    };
-    let blueprint = family.blueprint("phi", config)?.in_parallel(false).with_head_bias();
+    let blueprint = Family::read_biased(config)?.blueprint("phi", config)?;
+    let blueprint = blueprint.in_parallel(false).with_head_bias();
     let names = [("o_proj", "dense"), ("up_proj", "fc1"), ("down_proj", "fc2"), ("norm", "final_layernorm")];
     Ok(blueprint.renamed(&names))
 }

@@ -25,12 +25,15 @@ impl Emitter {
         bias: Option<&str>,
     ) -> Result<String, TooLarge> {
         let scope = format!("layers.{layer}.attention");
-        let [query, key, value] = self.projections(&scope, attention, input)?;
+        let projected = self.projections(&scope, attention, input)?;
+        let [query, key, value] = projected.clone();
+        self.projected.push(projected);
         let (names, lengths) = (self.names.clone(), self.lengths.clone());
         let [past_key, past_value, present_key, present_value] =
             [&names.past_key, &names.past_value, &names.present_key, &names.present_value]
                 .map(|template| of_layer(template, layer));
-        let [cosines, sines] = attention.rotary.map(rotary_names).unwrap_or_default();
+        let rotary = attention.rotary.filter(|_| !attention.rotates_first);
+        let [cosines, sines] = rotary.map(rotary_names).unwrap_or_default();
         let mut inputs = vec![
             &*query,
             &key,
@@ -58,7 +61,7 @@ impl Emitter {
         let mut attributes = vec![
             int_attribute("num_heads", self.dims.heads),
             int_attribute("kv_num_heads", self.dims.kv_heads),
-            int_attribute("do_rotary", attention.rotary.is_some().into()),
+            int_attribute("do_rotary", (attention.rotary.is_some() && !attention.rotates_first).into()),
             int_attribute("rotary_interleaved", 0),
         ];
         attributes.extend(attention.window.map(|window| int_attribute("local_window_size", window)));
@@ -80,14 +83,45 @@ impl Emitter {
             return Ok([stacked, String::new(), String::new()]);
         };
         let (HeadNorms::Each([query_norm, key_norm]) | HeadNorms::Whole([query_norm, key_norm])) = norms;
-        let is_each = matches!(norms, HeadNorms::Each(_));
-        let mut normed = |name: &str, linear, norm| {
-            let scope = format!("{scope}.{name}");
-            let flat = self.projection(&format!("{scope}.projection"), &[linear], input, *clip)?;
-            if is_each { self.normed_heads(&scope, norm, &flat) } else { self.norm(&scope, norm, &flat) }
+        let query = self.normed_projection(scope, ("query", query, query_norm), attention, input)?;
+        if let Some([_, key, value]) = attention.shares.and_then(|layer| self.projected.get(layer)) {
+            return Ok([query, key.clone(), value.clone()]);
+        }
+        let key = self.normed_projection(scope, ("key", key, key_norm), attention, input)?;
+        let flat = self.projection(&format!("{scope}.value"), &[value], input, *clip)?;
+        let value = match &attention.value_norm {
+            Some(norm) => self.normed_heads(&format!("{scope}.value.heads"), norm, &flat)?,
+            None => flat,
         };
-        let (query, key) = (normed("query", query, query_norm)?, normed("key", key, key_norm)?);
-        Ok([query, key, self.projection(&format!("{scope}.value"), &[value], input, *clip)?])
+        Ok([query, key, value])
+    }
+
+    fn normed_projection(
+        &mut self,
+        scope: &str,
+        (name, linear, norm): (&str, &Linear, &Norm),
+        attention: &Attention,
+        input: &str,
+    ) -> Result<String, TooLarge> {
+        let scope = format!("{scope}.{name}");
+        let mut flat = self.projection(&format!("{scope}.projection"), &[linear], input, attention.clip)?;
+        if attention.rotates_first {
+            flat = self.rotated(&scope, attention, flat);
+        }
+        match attention.head_norms {
+            Some(HeadNorms::Each(_)) => self.normed_heads(&scope, norm, &flat),
+            _ => self.norm(&scope, norm, &flat),
+        }
+    }
+
+    /// `flat` with the rotation of each token's position, which attention itself does otherwise.
+    fn rotated(&mut self, scope: &str, attention: &Attention, flat: String) -> String {
+        let Some(rotary) = attention.rotary else { return flat };
+        let [cosines, sines] = rotary_names(rotary);
+        let positions = self.position_ids();
+        let output = format!("{scope}.rotated");
+        self.graph.add(Op::microsoft("RotaryEmbedding", &[&flat, &positions, &cosines, &sines], &[&output]));
+        output
     }
 
     fn projection(

@@ -1,5 +1,7 @@
 //! The graph and the data file that grow while a model is emitted, and what all layers need.
 
+use std::collections::BTreeSet;
+
 use crate::{
     export::{
         blueprint::{Norm, NormKind},
@@ -28,6 +30,12 @@ pub(super) struct Emitter {
     pub(super) precision: Precision,
     pub(super) graph: Builder,
     pub(super) layout: DataLayout,
+    /// Names of query, key and value of each layer so far.
+    pub(super) projected: Vec<[String; 3]>,
+    /// Inputs of linear layers whose blocks are summed.
+    pub(super) block_sums: BTreeSet<String>,
+    /// Whether the graph computes position ids.
+    pub(super) has_position_ids: bool,
 }
 
 /// Names of the tensors that hold the total length, as attention wants it.

@@ -68,30 +68,32 @@ impl Emitter {
         Ok("head".into())
     }
 
-    /// Looks the input up in a table of rows.
-    pub(super) fn lookup(&mut self, param: &Param) -> Result<(String, Matrix), TooLarge> {
+    /// Looks the input up in a table of rows; `scope` names what is found.
+    pub(super) fn lookup(&mut self, scope: &str, param: &Param) -> Result<Matrix, TooLarge> {
         let (rows, cols) = (param.shape.rows(), param.shape.cols());
         let stack = Stack(vec![param.clone()]);
         let ids = self.names.input_ids.clone();
         let Some(quantizer) = self.precision.formats.of(param) else {
             let region = self.layout.floats(stack, self.precision.dtype)?;
-            self.graph.initializer("embedding.weight", self.float(), &[rows, cols], region);
-            self.gather("embedding", "embedding.weight", &ids, 0);
-            return Ok(("embedding".into(), Matrix::Floats(region)));
+            let weight = format!("{scope}.weight");
+            self.graph.initializer(&weight, self.float(), &[rows, cols], region);
+            self.gather(scope, &weight, &ids, 0);
+            return Ok(Matrix::Floats(region));
         };
         let row_bytes = quantizer.bits.bytes(cols);
         let at = self.layout.quantized(stack, quantizer, row_bytes, self.precision.dtype)?;
-        self.graph.initializer("embedding.codes", ElementType::Uint8, &[rows, row_bytes], at.codes);
-        let decoding = self.decoding("embedding", quantizer, at, [rows, cols]);
+        let codes = format!("{scope}.codes");
+        self.graph.initializer(&codes, ElementType::Uint8, &[rows, row_bytes], at.codes);
+        let decoding = self.decoding(scope, quantizer, at, [rows, cols]);
         let inputs: Vec<&str> =
-            ["embedding.codes", &ids].into_iter().chain(decoding.iter().map(String::as_str)).collect();
-        self.graph.add(Op::microsoft("GatherBlockQuantized", &inputs, &["embedding"]).with(vec![
+            [&*codes, &ids].into_iter().chain(decoding.iter().map(String::as_str)).collect();
+        self.graph.add(Op::microsoft("GatherBlockQuantized", &inputs, &[scope]).with(vec![
             int_attribute("gather_axis", 0),
             int_attribute("quantize_axis", 1),
             int_attribute("block_size", quantizer.block_size),
             int_attribute("bits", quantizer.bits.count().into()),
         ]));
-        Ok(("embedding".into(), Matrix::Quantized(quantizer, at)))
+        Ok(Matrix::Quantized(quantizer, at))
     }
 
     fn place(&mut self, stack: Stack) -> Result<Matrix, TooLarge> {
@@ -132,9 +134,44 @@ impl Emitter {
                     int_attribute("block_size", quantizer.block_size),
                     int_attribute("accuracy_level", ACCURACY_LEVEL.into()),
                 ];
-                self.graph.add(Op::microsoft("MatMulNBits", &inputs, &[output]).with(attributes));
+                let product =
+                    if quantizer.has_offsets { format!("{scope}.centred") } else { output.to_owned() };
+                self.graph.add(Op::microsoft("MatMulNBits", &inputs, &[&product]).with(attributes));
+                if quantizer.has_offsets {
+                    self.add_offsets(scope, (quantizer, at), [rows, cols], [input, &product, output]);
+                }
             }
         }
+    }
+
+    /// Adds to `product` what the offsets of blocks add to it: each times the sum of the inputs of its block.
+    fn add_offsets(
+        &mut self,
+        scope: &str,
+        (quantizer, at): (Quantizer, QuantizedAt),
+        [rows, cols]: [usize; 2],
+        [input, product, output]: [&str; 3],
+    ) {
+        let sums = self.block_sums(input, quantizer.block_size);
+        let [offsets, added] = ["offsets", "offset"].map(|name| format!("{scope}.{name}"));
+        self.graph.initializer(&offsets, self.float(), &[rows, quantizer.blocks(cols)], at.offsets);
+        let transposed = vec![int_attribute("transB", 1)];
+        self.graph.add(Op::microsoft("FusedMatMul", &[&sums, &offsets], &[&added]).with(transposed));
+        self.graph.add(Op::plain("Add", &[product, &added], &[output]));
+    }
+
+    /// The sums of the blocks of each row of `input`.
+    fn block_sums(&mut self, input: &str, block_size: usize) -> String {
+        let sums = format!("{input}.sums");
+        if self.block_sums.insert(input.to_owned()) {
+            let blocks = format!("{input}.blocks");
+            #[expect(clippy::cast_possible_wrap, reason = "a block has at most 128 weights")]
+            self.reshape(&blocks, input, &[0, 0, -1, block_size as i64]);
+            let last = self.constant(&format!("{sums}.axis"), ElementType::Int64, &[1], &3i64.to_le_bytes());
+            let keep = vec![int_attribute("keepdims", 0)];
+            self.graph.add(Op::plain("ReduceSum", &[&blocks, &last], &[&sums]).with(keep));
+        }
+        sums
     }
 
     /// Scales and, if they are not all in the middle, zero points: both operators take the same.

@@ -10,6 +10,7 @@ mod linear;
 mod matrix;
 mod mlp;
 mod model;
+mod per_layer;
 mod positions;
 
 pub(super) use self::{

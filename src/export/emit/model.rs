@@ -1,13 +1,15 @@
 //! Emits a model from its embedding to its logits.
 
+use std::collections::BTreeSet;
+
 use super::{
     emitter::{Emitter, Length, Precision, of_layer, rotary_names},
     matrix::Matrix,
 };
 use crate::{
     export::{
-        blueprint::{Blueprint, Embedding, Layer, LmHead, Norm, NormKind, Order},
-        data_layout::{DataLayout, TooLarge},
+        blueprint::{Blueprint, Layer, LmHead, Norm, NormKind, Order},
+        data_layout::{DataLayout, Stack, TooLarge},
         graph::{Builder, Dim, Op, float_attribute, int_attribute},
         rope::Table,
     },
@@ -36,6 +38,9 @@ pub(in crate::export) fn emit(
         precision,
         graph: Builder::new(blueprint.architecture, data_file),
         layout: DataLayout::default(),
+        projected: Vec::new(),
+        block_sums: BTreeSet::new(),
+        has_position_ids: false,
     };
     emitter.model(blueprint)?;
     Ok(Emitted { graph: emitter.graph.encode(), layout: emitter.layout })
@@ -56,7 +61,8 @@ impl Emitter {
         for (i, rotary) in blueprint.rotaries.iter().enumerate() {
             self.rotary_tables(i, rotary.pairs(), blueprint.context_length)?;
         }
-        let (stream, table) = self.embedding(&blueprint.embedding)?;
+        let (stream, table) = self.embedding(blueprint)?;
+        self.per_layer_inputs(blueprint.per_layer.as_ref(), &stream)?;
         let bias = blueprint.slopes.as_deref().map(|slopes| self.alibi(slopes));
         let mut residual = Residual { stream, update: None };
         for (i, layer) in blueprint.layers.iter().enumerate() {
@@ -113,6 +119,23 @@ impl Emitter {
                 both
             }
         });
+        self.layer_end(number, layer, residual)
+    }
+
+    /// What a layer does after both halves.
+    fn layer_end(&mut self, number: usize, layer: &Layer, residual: &mut Residual) -> Result<(), TooLarge> {
+        let scope = format!("layers.{number}");
+        if let Some(parts) = &layer.per_layer {
+            let stream = self.next_norm(&format!("{scope}.mlp"), None, residual)?;
+            residual.update = Some(self.per_layer(number, parts, &stream)?);
+        }
+        if let Some(scalar) = &layer.scalar {
+            let stream = self.next_norm(&format!("{scope}.end"), None, residual)?;
+            let (factor, scaled) = (format!("{scope}.scalar"), format!("{scope}.scaled"));
+            self.floats(&factor, Stack(vec![scalar.clone()]))?;
+            self.graph.add(Op::plain("Mul", &[&stream, &factor], &[&scaled]));
+            residual.stream = scaled;
+        }
         Ok(())
     }
 
@@ -156,7 +179,12 @@ impl Emitter {
         }
     }
 
-    fn rotary_tables(&mut self, rotary: usize, pairs: usize, positions: usize) -> Result<(), TooLarge> {
+    pub(super) fn rotary_tables(
+        &mut self,
+        rotary: usize,
+        pairs: usize,
+        positions: usize,
+    ) -> Result<(), TooLarge> {
         for (name, table) in rotary_names(rotary).into_iter().zip([Table::Cosine, Table::Sine]) {
             let region = self.layout.rotary(rotary, table, [positions, pairs], self.precision.dtype)?;
             self.graph.initializer(&name, self.float(), &[positions, pairs], region);
@@ -165,15 +193,17 @@ impl Emitter {
     }
 
     /// Looks the input up; also gives the table, for a head that is tied to it.
-    fn embedding(&mut self, embedding: &Embedding) -> Result<(String, Matrix), TooLarge> {
-        let (mut stream, table) = self.lookup(&embedding.table)?;
+    fn embedding(&mut self, blueprint: &Blueprint) -> Result<(String, Matrix), TooLarge> {
+        let embedding = &blueprint.embedding;
+        let table = self.lookup("embedding", &embedding.table)?;
+        let mut stream = "embedding".to_owned();
         if let Some(scale) = embedding.scale {
             let factor = self.scalar("embedding.scale", scale);
             self.graph.add(Op::plain("Mul", &[&stream, &factor], &["embedding.scaled"]));
             stream = "embedding.scaled".into();
         }
         if let Some(positions) = &embedding.positions {
-            stream = self.add_positions(positions, &stream)?;
+            stream = self.add_positions(positions, &stream, blueprint)?;
         }
         if let Some(norm) = &embedding.norm {
             stream = self.norm("embedding.norm", norm, &stream)?;
@@ -225,7 +255,7 @@ impl Emitter {
     /// The rows of `input` whose logits are wanted. The logits of other positions are not read, so nothing is computed for
     /// them once the last layer's keys and values are in the cache. In prefill that saves the head, and nine tenths of a
     /// layer.
-    fn chosen(&mut self, input: &str) -> String {
+    pub(super) fn chosen(&mut self, input: &str) -> String {
         let output = format!("{input}.chosen");
         let index = match &self.names.lengths {
             Lengths::Given { logits_index, .. } => logits_index.clone(),

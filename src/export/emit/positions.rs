@@ -5,21 +5,41 @@
 
 use super::{
     super::{
+        blueprint::{Blueprint, Positions},
         data_layout::{Stack, TooLarge},
         dtype_encoding,
         graph::{Op, int_attribute},
-        param::Param,
     },
-    emitter::{Emitter, Length},
+    emitter::{Emitter, Length, rotary_names},
 };
 use crate::onnx::ElementType;
 
 impl Emitter {
     /// Adds the row of each token's position.
-    pub(super) fn add_positions(&mut self, table: &Param, stream: &str) -> Result<String, TooLarge> {
+    pub(super) fn add_positions(
+        &mut self,
+        added: &Positions,
+        stream: &str,
+        blueprint: &Blueprint,
+    ) -> Result<String, TooLarge> {
         let positions = self.position_ids();
-        self.floats("positions.weight", Stack(vec![table.clone()]))?;
-        self.gather("positions.rows", "positions.weight", &positions, 0);
+        match added {
+            Positions::Learned(table) => {
+                self.floats("positions.weight", Stack(vec![table.clone()]))?;
+                self.gather("positions.rows", "positions.weight", &positions, 0);
+            }
+            Positions::Sinusoidal(sinusoid) => {
+                let number = blueprint.rotaries.len();
+                self.rotary_tables(number, sinusoid.dims / 2, blueprint.context_length)?;
+                let [cosines, sines] = rotary_names(number);
+                self.gather("positions.cosines", &cosines, &positions, 0);
+                self.gather("positions.sines", &sines, &positions, 0);
+                let halves = ["positions.sines", "positions.cosines"];
+                self.graph.add(
+                    Op::plain("Concat", &halves, &["positions.rows"]).with(vec![int_attribute("axis", 2)]),
+                );
+            }
+        }
         self.graph.add(Op::plain("Add", &[stream, "positions.rows"], &["positions"]));
         Ok("positions".into())
     }
@@ -63,7 +83,12 @@ impl Emitter {
     }
 
     /// int64 `[1, n]`.
-    fn position_ids(&mut self) -> String {
+    pub(super) fn position_ids(&mut self) -> String {
+        const IDS: &str = "positions.ids";
+        if self.has_position_ids {
+            return IDS.into();
+        }
+        self.has_position_ids = true;
         let long = |n: i64| n.to_le_bytes();
         let zero = self.constant("positions.zero", ElementType::Int64, &[], &long(0));
         let one = self.constant("positions.one", ElementType::Int64, &[], &long(1));
@@ -76,8 +101,8 @@ impl Emitter {
                 .with(vec![int_attribute("exclusive", 1), int_attribute("reverse", 1)]),
         );
         self.cast("positions.last", &last, ElementType::Int64);
-        self.graph.add(Op::plain("Sub", &["positions.last", "positions.from_last"], &["positions.ids"]));
-        "positions.ids".into()
+        self.graph.add(Op::plain("Sub", &["positions.last", "positions.from_last"], &[IDS]));
+        IDS.into()
     }
 
     fn cast(&mut self, output: &str, input: &str, to: ElementType) {

@@ -14,8 +14,10 @@ pub(super) struct Architecture {
     model_type: &'static str,
     /// Parts of a layer that have another name than in [`MODULES`], by their names in GGUF.
     modules: &'static [(&'static str, &'static str)],
-    /// The name of the last norm.
-    final_norm: &'static str,
+    /// Names of the embedding, of the list of layers and of the last norm.
+    outer: [&'static str; 3],
+    /// Query, key and value are one tensor, and a checkpoint has them by key heads.
+    is_fused_by_head: bool,
     /// Rows of query and key are stored for rotation of neighbours.
     is_interleaved: bool,
     /// A part of each head may be rotated, and the class has a default for it.
@@ -34,6 +36,23 @@ const FOUR_NORMS: &[(&str, &str)] = &[
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
 
+const FALCON: &[(&str, &str)] = &[
+    ("attn_qkv", "self_attention.query_key_value"),
+    ("attn_output", "self_attention.dense"),
+    ("ffn_up", "mlp.dense_h_to_4h"),
+    ("ffn_down", "mlp.dense_4h_to_h"),
+];
+
+/// Falcon with a norm for each half of a layer.
+const FALCON_WITH_TWO_NORMS: &[(&str, &str)] = &[
+    ("attn_norm", "ln_mlp"),
+    ("attn_norm_2", "ln_attn"),
+    ("attn_qkv", "self_attention.query_key_value"),
+    ("attn_output", "self_attention.dense"),
+    ("ffn_up", "mlp.dense_h_to_4h"),
+    ("ffn_down", "mlp.dense_4h_to_h"),
+];
+
 const RMS: (&str, &str) = ("attention.layer_norm_rms_epsilon", "rms_norm_eps");
 
 const LAYER_NORM: &str = "attention.layer_norm_epsilon";
@@ -43,7 +62,8 @@ const PLAIN: Architecture = Architecture {
     name: "",
     model_type: "",
     modules: &[],
-    final_norm: "model.norm",
+    outer: ["model.embed_tokens", "model.layers", "model.norm"],
+    is_fused_by_head: false,
     is_interleaved: false,
     is_partial: false,
     norm_offset: 0.0,
@@ -51,12 +71,22 @@ const PLAIN: Architecture = Architecture {
     biases: ["attention_bias", "attention_out_bias", "mlp_bias"],
 };
 
-const ARCHITECTURES: [Architecture; 18] = [
+const ARCHITECTURES: [Architecture; 20] = [
     Architecture { name: "arcee", model_type: "arcee", is_interleaved: true, ..PLAIN },
     Architecture {
         name: "command-r",
         model_type: "cohere",
         numbers: &[(LAYER_NORM, "layer_norm_eps"), ("logit_scale", "logit_scale")],
+        ..PLAIN
+    },
+    Architecture {
+        name: "falcon",
+        model_type: "falcon",
+        modules: FALCON,
+        outer: ["transformer.word_embeddings", "transformer.h", "transformer.ln_f"],
+        is_fused_by_head: true,
+        numbers: &[(LAYER_NORM, "layer_norm_epsilon")],
+        biases: ["bias", "", ""],
         ..PLAIN
     },
     Architecture { name: "gemma", model_type: "gemma", norm_offset: 1.0, ..PLAIN },
@@ -66,6 +96,22 @@ const ARCHITECTURES: [Architecture; 18] = [
         model_type: "gemma3_text",
         modules: FOUR_NORMS,
         norm_offset: 1.0,
+        ..PLAIN
+    },
+    Architecture {
+        name: "gptneox",
+        model_type: "gpt_neox",
+        modules: &[
+            ("attn_qkv", "attention.query_key_value"),
+            ("attn_output", "attention.dense"),
+            ("ffn_up", "mlp.dense_h_to_4h"),
+            ("ffn_down", "mlp.dense_4h_to_h"),
+        ],
+        outer: ["gpt_neox.embed_in", "gpt_neox.layers", "gpt_neox.final_layer_norm"],
+        is_fused_by_head: true,
+        is_partial: true,
+        numbers: &[(LAYER_NORM, "layer_norm_eps")],
+        biases: ["attention_bias", "", ""],
         ..PLAIN
     },
     Architecture {
@@ -96,7 +142,7 @@ const ARCHITECTURES: [Architecture; 18] = [
         name: "phi2",
         model_type: "phi",
         modules: &[("attn_output", "self_attn.dense"), ("ffn_up", "mlp.fc1"), ("ffn_down", "mlp.fc2")],
-        final_norm: "model.final_layernorm",
+        outer: ["model.embed_tokens", "model.layers", "model.final_layernorm"],
         is_partial: true,
         numbers: &[(LAYER_NORM, "layer_norm_eps")],
         ..PLAIN
@@ -196,6 +242,16 @@ pub(super) struct Shapes {
     pub has_head: bool,
     /// Whether query, key and value, the attention's output, and the MLP have biases.
     pub biases: [bool; 3],
+    /// Whether each half of a layer has a norm of its own where both read the same stream.
+    pub has_two_norms: bool,
+}
+
+/// Sizes of attention that decide the order of rows.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::export) struct HeadSizes {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
 }
 
 impl Architecture {
@@ -208,13 +264,20 @@ impl Architecture {
         })
     }
 
+    /// The same architecture for a model with these tensors.
+    pub(super) fn with_shapes(self, shapes: &Shapes) -> Self {
+        let has_names = self.name == "falcon" && shapes.has_two_norms;
+        if has_names { Self { modules: FALCON_WITH_TWO_NORMS, ..self } } else { self }
+    }
+
     /// The name of a tensor in a checkpoint; `None` for one that no checkpoint has.
     pub(super) fn checkpoint_name(&self, tensor: &str) -> Option<String> {
+        let [embedding, layers, final_norm] = self.outer;
         match tensor {
-            "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
+            "token_embd.weight" => return Some(format!("{embedding}.weight")),
             "output.weight" | "output.bias" => return Some(tensor.replace("output", "lm_head")),
             "output_norm.weight" | "output_norm.bias" => {
-                return Some(tensor.replace("output_norm", self.final_norm));
+                return Some(tensor.replace("output_norm", final_norm));
             }
             _ => {}
         }
@@ -222,14 +285,17 @@ impl Architecture {
         let layer: u32 = layer.parse().ok()?;
         let (module, kind) = rest.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
         let module = self.modules.iter().chain(&MODULES).find(|(gguf, _)| *gguf == module)?.1;
-        Some(format!("model.layers.{layer}.{module}.{kind}"))
+        Some(format!("{layers}.{layer}.{module}.{kind}"))
     }
 
     /// The order of the rows of a tensor.
-    pub(super) fn row_order(&self, tensor: &str, head_dim: usize) -> RowOrder {
+    pub(super) fn row_order(&self, tensor: &str, sizes: HeadSizes) -> RowOrder {
+        let HeadSizes { heads, kv_heads, head_dim } = sizes;
         let is_rotated = [".attn_q.", ".attn_k."].iter().any(|part| tensor.contains(part));
         if self.is_interleaved && is_rotated {
             RowOrder::Interleaved { head_dim }
+        } else if self.is_fused_by_head && tensor.contains(".attn_qkv.") {
+            RowOrder::Stacked { groups: kv_heads, queries: heads / kv_heads * head_dim, keys: head_dim }
         } else {
             RowOrder::Checkpoint
         }
@@ -276,9 +342,6 @@ impl Architecture {
                 set(field, json!(number));
             }
         }
-        if self.name == "stablelm" {
-            set("use_parallel_residual", json!(metadata.flag("use_parallel_residual")?.unwrap_or(false)));
-        }
         if rotated != head_dim || self.is_partial {
             #[expect(clippy::cast_precision_loss, reason = "sizes of a head")]
             set("partial_rotary_factor", json!(rotated as f64 / head_dim as f64));
@@ -307,7 +370,27 @@ impl Architecture {
         if self.name == "gemma3" {
             set("rope_local_base_freq", json!(metadata.float("rope.freq_base_swa")?.unwrap_or(10_000.0)));
         }
+        config.extend(self.own_fields(metadata, shapes)?);
         Ok(config)
+    }
+
+    /// Fields that only this architecture has.
+    fn own_fields(&self, metadata: &Metadata, shapes: &Shapes) -> Result<Map<String, Value>, GgufError> {
+        let mut fields = Map::new();
+        let mut set = |field: &str, value: Value| fields.insert(field.into(), value);
+        if matches!(self.name, "stablelm" | "gptneox") {
+            let default = self.name == "gptneox";
+            set("use_parallel_residual", json!(metadata.flag("use_parallel_residual")?.unwrap_or(default)));
+        }
+        if self.name == "falcon" {
+            let HeadSizes { kv_heads, .. } = head_sizes(metadata)?;
+            set("num_kv_heads", json!(kv_heads));
+            set("ffn_hidden_size", json!(metadata.required_size("feed_forward_length")?));
+            // With one key head, both layouts of the fused tensor are the same.
+            set("new_decoder_architecture", json!(kv_heads > 1 || shapes.has_two_norms));
+            set("num_ln_in_parallel_attn", json!(1 + usize::from(shapes.has_two_norms)));
+        }
+        Ok(fields)
     }
 
     /// GGUF has no field for it. It is the size of a head, but for the largest models, which llama.cpp also knows by their
@@ -327,6 +410,17 @@ impl Architecture {
     }
 }
 
+/// The sizes of attention.
+pub(super) fn head_sizes(metadata: &Metadata) -> Result<HeadSizes, GgufError> {
+    let heads = head_count(metadata)?;
+    let kv_heads = metadata.size("attention.head_count_kv")?.unwrap_or(heads);
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        let expected = format!("a divisor of {heads}");
+        return Err(metadata.wrong(&metadata.key("attention.head_count_kv"), kv_heads, &expected));
+    }
+    Ok(HeadSizes { heads, kv_heads, head_dim: head_dim(metadata)? })
+}
+
 fn head_count(metadata: &Metadata) -> Result<usize, GgufError> {
     match metadata.required_size("attention.head_count")? {
         0 => Err(metadata.wrong(&metadata.key("attention.head_count"), 0, "at least one")),
@@ -335,7 +429,7 @@ fn head_count(metadata: &Metadata) -> Result<usize, GgufError> {
 }
 
 /// Dimensions of a head, of which values have as many as keys.
-pub(super) fn head_dim(metadata: &Metadata) -> Result<usize, GgufError> {
+fn head_dim(metadata: &Metadata) -> Result<usize, GgufError> {
     let share = metadata.required_size("embedding_length")? / head_count(metadata)?;
     let keys = metadata.size("attention.key_length")?.unwrap_or(share);
     let values = metadata.size("attention.value_length")?.unwrap_or(keys);

@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    architectures::Architecture,
+    architectures::{Architecture, HeadSizes},
     error::GgufError,
     metadata::Metadata,
     reader::{Header, TensorEntry},
@@ -27,8 +27,8 @@ pub(in crate::export) struct GgufLora {
 }
 
 impl GgufLora {
-    /// Opens the file at `path`, for a base whose heads have `head_dim` dimensions.
-    pub(in crate::export) fn open(path: &Path, head_dim: usize) -> Result<Self, GgufError> {
+    /// Opens the file at `path`, for a base with heads of these sizes.
+    pub(in crate::export) fn open(path: &Path, sizes: HeadSizes) -> Result<Self, GgufError> {
         let (file, mut header) = Header::open(path)?;
         let entries = std::mem::take(&mut header.tensors);
         let metadata = Metadata::new(&mut header)?;
@@ -55,11 +55,15 @@ impl GgufLora {
             }
             let name = format!("{MODEL}{module}.{part}.weight");
             let row_order = if part == "lora_B" {
-                architecture.row_order(&entry.name, head_dim)
+                architecture.row_order(&entry.name, sizes)
             } else {
                 RowOrder::Checkpoint
             };
             let view = view(row_order, [entry.shape[0], entry.shape[1]]);
+            if view.is_none() && row_order != RowOrder::Checkpoint {
+                let expected = "an adapter whose query, key and value have as many heads as the base's; use PEFT's file of it";
+                return Err(metadata.wrong(&format!("tensor {}", entry.name), "not that", expected));
+            }
             let tensor = StoredTensor {
                 stored_type: Ok(entry.stored_type),
                 start: entry.start,
@@ -95,6 +99,9 @@ fn view(row_order: RowOrder, [rows, cols]: [usize; 2]) -> Option<Vec<(usize, usi
     match row_order {
         RowOrder::Interleaved { head_dim } if head_dim > 0 && rows.is_multiple_of(head_dim) => {
             Some(vec![(rows / head_dim, head_dim * cols), (2, cols), (head_dim / 2, 2 * cols), (cols, 1)])
+        }
+        RowOrder::Stacked { groups, queries, keys } if queries == keys && rows == 3 * groups * keys => {
+            Some(vec![(groups, keys * cols), (3, groups * keys * cols), (keys, cols), (cols, 1)])
         }
         _ => None,
     }

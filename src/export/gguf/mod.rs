@@ -39,7 +39,8 @@ use crate::manifest::layout::{GENERATION_CONFIG, TEMPLATE, TOKENIZER, TOKENIZER_
 pub use error::GgufError;
 pub(super) use lora::GgufLora;
 
-use architectures::{Architecture, RopeFactors, Shapes, head_dim};
+pub(super) use architectures::HeadSizes;
+use architectures::{Architecture, RopeFactors, Shapes, head_sizes};
 use metadata::Metadata;
 use reader::{Header, TensorEntry};
 use tokenizer::Tokenizer;
@@ -75,7 +76,7 @@ impl Gguf {
         let metadata = Metadata::new(&mut header)?;
         parts.insert(0, (file, header));
         let architecture = Architecture::of(&metadata)?;
-        let head_dim = head_dim(&metadata)?;
+        let sizes = head_sizes(&metadata)?;
         let mut all = BTreeMap::new();
         for (_, header) in &parts {
             for entry in &header.tensors {
@@ -85,10 +86,11 @@ impl Gguf {
             }
         }
         let shapes = shapes(&metadata, &all)?;
+        let architecture = architecture.with_shapes(&shapes);
         let mut tensors = Vec::new();
         let mut factors = RopeFactors::default();
         for (file, header) in parts {
-            let mut file = part(&metadata, architecture, head_dim, (file, &header))?;
+            let mut file = part(&metadata, architecture, sizes, (file, &header))?;
             read_factors(&mut file, &header, &mut factors)?;
             tensors.push(file);
         }
@@ -169,8 +171,9 @@ fn shapes(metadata: &Metadata, tensors: &BTreeMap<String, TensorEntry>) -> Resul
         vocab: *table
             .ok_or_else(|| metadata.wrong(&format!("tensor {TABLE}"), "missing", "the embedding"))?,
         has_head: tensors.contains_key("output.weight"),
-        biases: ["attn_q", "attn_output", "ffn_up"]
-            .map(|part| tensors.contains_key(&format!("blk.0.{part}.bias"))),
+        biases: [&["attn_q", "attn_qkv"][..], &["attn_output"], &["ffn_up"]]
+            .map(|parts| parts.iter().any(|part| tensors.contains_key(&format!("blk.0.{part}.bias")))),
+        has_two_norms: tensors.contains_key("blk.0.attn_norm_2.weight"),
     })
 }
 
@@ -178,7 +181,7 @@ fn shapes(metadata: &Metadata, tensors: &BTreeMap<String, TensorEntry>) -> Resul
 fn part(
     metadata: &Metadata,
     architecture: Architecture,
-    head_dim: usize,
+    sizes: HeadSizes,
     (file, header): (File, &Header),
 ) -> Result<TensorFile, GgufError> {
     let mut tensors = BTreeMap::new();
@@ -186,7 +189,7 @@ fn part(
         let is_factor = name == ROPE_ALL || ROPE_BY_LENGTH.contains(&name.as_str());
         let checkpoint_name = architecture.checkpoint_name(name).or_else(|| is_factor.then(|| name.clone()));
         let checkpoint_name = checkpoint_name.ok_or_else(|| metadata.unknown_tensor(name))?;
-        let row_order = architecture.row_order(name, head_dim);
+        let row_order = architecture.row_order(name, sizes);
         let tensor = StoredTensor {
             stored_type: Ok(*stored_type),
             start: *start,

@@ -103,6 +103,10 @@ export function inWords(error) {
     case "worker_down":
     case "worker_lost":
       return ["The worker process is not running.", sentence(error.message)];
+    case "invalid_setting":
+      return ["A setting is not valid.", `${sentence(error.message)} Correct it in the settings.`];
+    case "context_length_exceeded":
+      return ["The conversation is longer than the model's context.", sentence(error.message)];
     case "connection_lost":
       return ["Connection lost.", sentence(error.message)];
     default:

@@ -2,9 +2,9 @@
 
 import { RequestError, inWords, stream } from "./api.js";
 import { addMessage, branch, newConversation, newId, removeMessage, showBranch } from "./conversation.js";
-import { $, askInDialog, button, element, say, show } from "./dom.js";
+import { $, askInDialog, button, element, isFinePointer, say, show } from "./dom.js";
 import { markScript, plural, time } from "./format.js";
-import { requestFields, settings } from "./settings.js";
+import { invalidSetting, requestFields, settings } from "./settings.js";
 import { Turn, chatMessages, endInWords } from "./turn.js";
 
 let conversation = newConversation();
@@ -13,6 +13,7 @@ let models = [];
 let current = null;
 /** Turns on the page by message. */
 const turns = new Map();
+let lastId = "";
 let hooks = { keep() {}, isBusy() {}, isLocked() {} };
 let countdown = 0;
 
@@ -28,7 +29,8 @@ export function startChat(listeners) {
   $("prompt").addEventListener("keydown", (event) => {
     // While a word is being composed, as many Indic keyboards do, Enter belongs to the keyboard.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    if (!sendsOnEnter() && !event.ctrlKey && !event.metaKey) return;
+    // On a screen keyboard Enter starts a new line.
+    if (!isFinePointer() && !event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
     submit();
   });
@@ -37,15 +39,14 @@ export function startChat(listeners) {
   $("latest").addEventListener("click", () => scrollToEnd());
   $("scroll").addEventListener("scroll", () => show($("latest"), !isAtEnd()), { passive: true });
   for (const example of document.querySelectorAll(".example")) example.addEventListener("click", () => ask(example.textContent, conversation.leaf, "chat", { temperature: 0 }));
-  say($("hint"), sendsOnEnter() ? "Enter sends, Shift + Enter starts a new line, Esc stops the answer." : "Ctrl + Enter or the button sends.");
+  say($("hint"), isFinePointer() ? "Enter sends, Shift + Enter starts a new line, Esc stops the answer or leaves the prompt." : "Ctrl + Enter or the button sends.");
   chooseMode();
 }
 
-/** On a screen keyboard Enter starts a new line. */
-const sendsOnEnter = () => matchMedia("(pointer: fine)").matches;
-
 export const isRunning = () => Boolean(current);
 export const isMine = (one) => Boolean(current && one.id === current.id);
+/** Whether a request is the last one of this page, which has ended here and may still hold the slot for a moment. */
+export const hasEnded = (one) => !current && one.id === lastId;
 
 /** Shows a conversation; null begins a new one. */
 export function openConversation(chosen) {
@@ -150,6 +151,8 @@ function scrollToEnd() {
 function submit() {
   const prompt = $("prompt").value.trim();
   if (!prompt || current || $("send").disabled) return;
+  const problem = invalidSetting();
+  if (problem) return showNotice(new RequestError(problem, { code: "invalid_setting" }), submit);
   writePrompt("");
   ask(prompt);
 }
@@ -166,10 +169,12 @@ async function answer(prompt, partial = null) {
   clearNotice();
   const message = partial ?? addMessage(conversation, prompt.id, { role: "assistant", model: $("model").value, mode: prompt.mode });
   const body = requestFor(prompt, message, partial);
-  Object.assign(message, { isRunning: true, end: null, figures: {}, pieces: 0 });
+  const tokensBefore = partial ? (partial.figures?.tokens ?? partial.pieces ?? 0) : 0;
+  Object.assign(message, { isRunning: true, end: null, figures: { tokensBefore }, pieces: 0 });
   render();
   current = { id: `page-${newId()}`, controller: new AbortController(), conversation, message, turn: turns.get(message.id), begun: performance.now(), first: 0, last: 0 };
   const mine = current;
+  lastId = mine.id;
   setAsking(true);
   hooks.keep(conversation);
   mine.turn.note("Sent");
@@ -209,7 +214,7 @@ function requestFor(prompt, message, partial) {
 function take(mine, event) {
   if (event.error) throw new RequestError(event.error.message, { status: 1, code: event.error.code });
   const { message } = mine;
-  if (event.usage) message.figures.tokens = event.usage.completion_tokens;
+  if (event.usage) message.figures.tokens = message.figures.tokensBefore + event.usage.completion_tokens;
   const [choice] = event.choices ?? [];
   if (!choice) return;
   const delta = choice.delta ?? {};
@@ -369,10 +374,12 @@ export function showPlace(slot) {
 function showNotice(error, onRetry) {
   clearInterval(countdown);
   const [head, rest] = inWords(error);
-  const again = button("Try again", onRetry);
+  const isFull = error.code === "context_length_exceeded";
+  const again = isFull ? button("New conversation", () => $("fresh").click()) : button("Try again", onRetry);
   $("notice").replaceChildren(element("span", {}, element("strong", {}, head), ` ${rest}`), again);
   let left = Math.ceil(error.wait);
   const tick = () => {
+    if (isFull) return;
     again.disabled = left > 0;
     say(again, left > 0 ? `Try again in ${time(left * 1000)}` : "Try again");
     if (left <= 0) clearInterval(countdown);

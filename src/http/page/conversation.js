@@ -76,6 +76,7 @@ export function parseExport(text) {
     const isSound = messages.every(([id, message]) =>
       message.id === id && ["user", "assistant"].includes(message.role) && typeof message.content === "string" && (message.parent === null || message.parent in one.messages));
     if (!isSound || typeof one.title !== "string" || !messages.some(([id]) => id === one.leaf)) throw new Error("a conversation of the file is damaged");
-    return { ...newConversation(), title: one.title, created: Number(one.created) || Date.now(), updated: Number(one.updated) || Date.now(), messages: one.messages, leaf: one.leaf };
+    const known = typeof one.id === "string" && /^[0-9a-f]{16}$/.test(one.id) ? { id: one.id } : {};
+    return { ...newConversation(), ...known, title: one.title, created: Number(one.created) || Date.now(), updated: Number(one.updated) || Date.now(), messages: one.messages, leaf: one.leaf };
   });
 }

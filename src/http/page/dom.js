@@ -19,6 +19,9 @@ export function show(node, isShown) {
   node.hidden = !isShown;
 }
 
+/** A mouse or a touchpad, and so most likely a keyboard with an Enter key. */
+export const isFinePointer = () => matchMedia("(pointer: fine)").matches;
+
 /** Sets a text only if it differs, so that screen readers are not interrupted. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;

@@ -19,11 +19,13 @@ export function bytes(n) {
   return `${n.toFixed(n < 9.995 && unit ? 2 : n < 99.95 && unit ? 1 : 0)} ${units[unit]}`;
 }
 
-/** A day and time in the browser's language: the time alone for today. */
+/** The time of today, "Yesterday", or a date in the browser's language. */
 export function moment(at) {
   const date = new Date(at);
-  const isToday = date.toDateString() === new Date().toDateString();
-  return isToday ? date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : date.toLocaleDateString();
+  const now = new Date();
+  if (date.toDateString() === now.toDateString()) return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const yesterday = new Date(now.getFullYear(), now.getMonth(), now.getDate() - 1);
+  return date.toDateString() === yesterday.toDateString() ? "Yesterday" : date.toLocaleDateString();
 }
 
 export function sentence(text) {

@@ -4,7 +4,7 @@ import { get, hasKey, setKey } from "./api.js";
 import { editLast, isRunning, listModels, openConversation, showPlace, startChat, stop } from "./chat.js";
 import { $, show } from "./dom.js";
 import { sentence } from "./format.js";
-import { askForRights, showModels } from "./models.js";
+import { askForRights, onModelsChanged, showModels } from "./models.js";
 import { loadFields, startSettings } from "./settings.js";
 import { keep, startSidebar } from "./sidebar.js";
 import { showSlot, showState, showUnreachable } from "./slot.js";
@@ -167,11 +167,21 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 
+/** Stops the answer first: that is what is urgent. A second press leaves the prompt or closes a panel. */
 function escape() {
+  if (isRunning()) return stop();
+  if (document.activeElement === $("prompt")) return $("prompt").blur();
   if (isNarrow() && $("sidebar").dataset.open === "true") panel("sidebar", "open-sidebar", false);
   else if ($("settings").dataset.open === "true") panel("settings", "open-settings", false);
-  else stop();
 }
+
+/** In a narrow window the panels lie over the chat; a tap beside one closes it. */
+document.addEventListener("pointerdown", ({ target }) => {
+  if (!isNarrow() || document.querySelector("dialog[open]")) return;
+  for (const [id, opener] of [["settings", "open-settings"], ["sidebar", "open-sidebar"]]) {
+    if ($(id).dataset.open === "true" && !$(id).contains(target) && !$(opener).contains(target)) panel(id, opener, false);
+  }
+});
 
 $("open-shortcuts").addEventListener("click", () => $("shortcuts").showModal());
 
@@ -182,6 +192,7 @@ function openChosen(conversation) {
   if (!conversation) $("prompt").focus();
 }
 
+onModelsChanged(soon);
 onStoreFailure(() => show($("store-failure"), true));
 startChat({ keep, isBusy: showBusy, isLocked: lock });
 startSettings();

@@ -7,6 +7,13 @@ import { bytes, number, plural, sentence, time } from "./format.js";
 /** Whether the administration's routes answer with this key; unknown before they were asked. */
 let isAdmin = null;
 
+let changed = () => {};
+
+/** `listener` is called when a model was loaded or unloaded here. */
+export function onModelsChanged(listener) {
+  changed = listener;
+}
+
 /** Called with every key: another key may have other rights. */
 export async function askForRights() {
   try {
@@ -73,6 +80,7 @@ async function change(item, what) {
     const held = memory?.after ? ` The worker holds ${bytes(memory.after.resident)} now.` : "";
     say($("models-notice"), `${id} was ${what}ed in ${time(took)}.${held}`);
     showModels((await get("v1/models")).data);
+    changed();
   } catch (error) {
     say($("models-notice"), sentence(error.message));
   } finally {

@@ -27,6 +27,15 @@ let current = { system: "", probabilities: false, fields: {} };
 let presets = {};
 let schema = null;
 
+/** Why fields are not used, by name. */
+const problems = new Map();
+
+/** The first field whose value is not valid, in words; null when all are. */
+export function invalidSetting() {
+  const [first] = problems;
+  return first ? `${label(first[0])}: ${first[1]}` : null;
+}
+
 /** What is set: `system`, `probabilities` and `fields`. */
 export const settings = () => current;
 
@@ -89,6 +98,7 @@ function countChanges() {
 }
 
 function showFields() {
+  problems.clear();
   const groups = GROUPS.map(([title, names]) => [title, names.filter(takes)]).filter(([, names]) => names.length);
   $("fields").replaceChildren(...groups.map(([title, names]) => element("fieldset", {}, element("legend", {}, title), ...names.map(control))));
 }
@@ -113,7 +123,19 @@ function control(name) {
   input.setAttribute("aria-describedby", `${id}-about`);
   const error = element("p", { class: "field-error", id: `${id}-error`, role: "alert", hidden: true });
   const about = element("p", { class: "about", id: `${id}-about` }, field.description.replaceAll("`", ""));
-  return element("div", { class: input.type === "checkbox" ? "field check" : "field" }, element("label", { for: id }, label(name)), input, error, about);
+  const reset = element("button", { type: "button", class: "reset-field", "aria-label": `${label(name)}: use the default`, click: () => clear(name) }, "Use the default");
+  const box = element("div", { class: input.type === "checkbox" ? "field check" : "field", "data-field": name }, element("label", { for: id }, label(name)), input, error, about, reset);
+  show(reset, name in current.fields || problems.has(name));
+  return box;
+}
+
+/** Takes a field back to its default. */
+function clear(name) {
+  complain(document.getElementById(`field-${name}`), "");
+  set(name, undefined);
+  const made = control(name);
+  document.querySelector(`[data-field="${name}"]`).replaceWith(made);
+  made.querySelector("input, select, textarea").focus();
 }
 
 function set(name, value) {
@@ -121,10 +143,15 @@ function set(name, value) {
   if (value === undefined) delete fields[name];
   else fields[name] = value;
   change({ fields });
+  const reset = document.querySelector(`[data-field="${name}"] .reset-field`);
+  if (reset) show(reset, value !== undefined || problems.has(name));
 }
 
-/** Shows why a value is not used; the request then goes without it. */
+/** Shows why a value is not used; requests are not sent until it is corrected. */
 function complain(input, message) {
+  const name = input.id.replace(/^field-/, "");
+  if (message) problems.set(name, message);
+  else problems.delete(name);
   input.setCustomValidity(message);
   input.setAttribute("aria-invalid", String(Boolean(message)));
   const error = document.getElementById(`${input.id}-error`);

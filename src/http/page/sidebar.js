@@ -5,6 +5,9 @@ import { matches, parseExport } from "./conversation.js";
 import { moment, plural } from "./format.js";
 import { conversations } from "./store.js";
 
+/** The conversation that this tab shows, to be shown again after a reload. */
+const OPEN = "eka-open";
+
 let all = [];
 let open = () => {};
 let shown = null;
@@ -13,6 +16,8 @@ let shown = null;
 export async function startSidebar(onOpen) {
   open = onOpen;
   all = await conversations.all();
+  const last = all.find(({ id }) => id === sessionStorage.getItem(OPEN));
+  if (last) open(last);
   $("search").addEventListener("input", list);
   $("fresh").addEventListener("click", () => open(null));
   $("export").addEventListener("click", () => exportAll(all));
@@ -27,6 +32,8 @@ export async function startSidebar(onOpen) {
 /** Notes which conversation is shown, and stores it if it has messages. */
 export function keep(conversation) {
   shown = conversation.leaf || all.some(({ id }) => id === conversation.id) ? conversation : null;
+  if (shown) sessionStorage.setItem(OPEN, shown.id);
+  else sessionStorage.removeItem(OPEN);
   if (shown) {
     all = [shown, ...all.filter(({ id }) => id !== shown.id)].sort((a, b) => b.updated - a.updated);
     conversations.put(shown);
@@ -79,11 +86,15 @@ async function importFile() {
   $("import-file").value = "";
   if (!file) return;
   try {
-    const added = parseExport(await file.text());
+    const found = parseExport(await file.text());
+    // The same conversation is replaced by a newer state of it only.
+    const isNew = (one) => !all.some(({ id, updated }) => id === one.id && updated >= one.updated);
+    const added = found.filter(isNew);
     await Promise.all(added.map(conversations.put));
-    all = [...added, ...all].sort((a, b) => b.updated - a.updated);
+    all = [...added, ...all.filter(({ id }) => !added.some((one) => one.id === id))].sort((a, b) => b.updated - a.updated);
     list();
-    $("said").textContent = `Imported ${plural(added.length, "conversation")}.`;
+    const known = found.length - added.length;
+    await askInDialog({ title: `Imported ${plural(added.length, "conversation")}`, text: known ? `${plural(known, "conversation")} of the file ${known === 1 ? "is" : "are"} here already.` : "", confirm: "Close" });
   } catch (error) {
     await askInDialog({ title: "The file cannot be imported", text: `${file.name}: ${error.message}. Choose a file that this page exported.`, confirm: "Close" });
   }

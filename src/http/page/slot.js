@@ -1,6 +1,6 @@
 // The slot, the queue and memory: what runs and waits, and what the trim between requests gave back.
 
-import { isMine } from "./chat.js";
+import { hasEnded, isMine, isRunning } from "./chat.js";
 import { $, element, say, show } from "./dom.js";
 import { bytes, number, plural, time } from "./format.js";
 
@@ -23,10 +23,11 @@ let shown = null;
 export function showSlot(slot) {
   shown = slot;
   const ill = slot.devices.find((device) => device.state !== "ready");
-  const isBusy = slot.devices.some(({ running }) => running);
+  const running = slot.devices.map(({ running }) => running).filter((one) => one && !hasEnded(one));
+  const doing = running.some(isMine) || isRunning() ? "Answering" : "Busy with another request";
   if (!slot.accepting) showState("wait", STATES.stopping);
   else if (ill) showState(ill.state === "down" ? "bad" : "wait", STATES[ill.state]);
-  else if (isBusy) showState("busy", slot.queue.length ? `Answering, ${number(slot.queue.length)} waiting` : "Answering");
+  else if (running.length) showState("busy", slot.queue.length ? `${doing}, ${number(slot.queue.length)} waiting` : doing);
   else showState("ready", "Ready");
   const { done, cancelled, failed } = slot.requests;
   say($("counts"), `${number(done)} answered, ${number(cancelled)} cancelled, ${number(failed)} failed`);

@@ -1,7 +1,7 @@
 // One message of a conversation on the page: its text, thinking, tool calls, figures and what can be done with it.
 
 import { alternatives, branch } from "./conversation.js";
-import { button, copy, element, say, show } from "./dom.js";
+import { $, button, copy, element, isFinePointer, say, show } from "./dom.js";
 import { curl, markScript, plural, time } from "./format.js";
 import { MarkdownView } from "./markdown.js";
 import { takes } from "./settings.js";
@@ -44,7 +44,7 @@ export class Turn {
     this.tools = element("div", { class: "tools" });
     this.facts = element("p", { class: "facts" });
     const foot = element("div", { class: "turn-foot" }, this.#actions, this.facts);
-    this.tokens = element("p", { class: "tokens", dir: "auto", hidden: true });
+    this.tokens = element("div", { class: "tokens", hidden: true });
     this.request = element("div", { class: "request", hidden: true });
     this.node.append(this.thinking, this.#words, this.tokens, this.tools, foot, this.request);
   }
@@ -55,7 +55,7 @@ export class Turn {
     if (message.role === "user") return this.#showActions();
     this.node.toggleAttribute("aria-busy", false);
     if (message.isRunning) this.node.setAttribute("aria-busy", "true");
-    this.view.update(message.content || (isComplete && !message.reasoning && !message.tools ? "*(an empty answer)*" : ""), isComplete);
+    this.view.update(asShown(message) || (isComplete && !message.reasoning && !message.tools ? "*(an empty answer)*" : ""), isComplete);
     this.#showThinking(isComplete);
     this.#showTools();
     this.#showFacts();
@@ -93,7 +93,8 @@ export class Turn {
     const parts = [];
     if (figures.firstMs) parts.push(["first token", time(figures.firstMs)]);
     if (figures.rate) parts.push(["tokens/s", figures.rate.toFixed(figures.rate < 10 ? 1 : 0)]);
-    if (figures.tokens || pieces) parts.push([plural(figures.tokens ?? pieces, "token"), ""]);
+    const tokens = figures.tokens ?? (figures.tokensBefore ?? 0) + (pieces ?? 0);
+    if (tokens) parts.push([plural(tokens, "token"), ""]);
     if (figures.queueMs >= 50) parts.push(["waited", time(figures.queueMs)]);
     if (figures.resumed) parts.push([`resumed ${plural(figures.resumed, "time")}`, ""]);
     if (end) parts.push([endInWords(this.#message), ""]);
@@ -109,7 +110,7 @@ export class Turn {
       !isMine && ["length", "stopped", "lost"].includes(message.end) && message.content && takes("continue_final_message")
         ? button("Continue", () => this.#do.proceed(message)) : null,
       message.tokens && message.tokens.length ? button("Token probabilities", (event) => this.#toggleTokens(event), { "aria-expanded": "false" }) : null,
-      message.sent ? button("Request", (event) => this.#toggleRequest(event), { "aria-expanded": "false" }) : null,
+      message.sent ? button("Request as curl", (event) => this.#toggleRequest(event), { "aria-expanded": "false" }) : null,
       button("Delete", () => this.#do.remove(message)),
       this.#branches(),
     ];
@@ -140,12 +141,14 @@ export class Turn {
       if (!text) return;
       close();
       this.#do.edit(this.#message, text);
+      $("prompt").focus();
     };
     const form = element("form", { class: "edit-form", submit: (event) => { event.preventDefault(); save(); } }, field,
-      element("div", { class: "actions" }, element("button", { class: "primary" }, "Send"), button("Cancel", close)));
+      element("div", { class: "row" }, element("button", { class: "primary" }, "Send"), button("Cancel", close)));
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { event.stopPropagation(); close(); }
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); save(); }
+      const isSend = event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || (isFinePointer() && !event.shiftKey));
+      if (isSend) { event.preventDefault(); save(); }
     });
     this.#words.after(form);
     show(this.#words, false);
@@ -155,7 +158,7 @@ export class Turn {
 
   #toggleTokens({ currentTarget }) {
     const isShown = this.tokens.hidden;
-    if (isShown && !this.tokens.children.length) this.tokens.append(...this.#message.tokens.map(tokenSpan));
+    if (isShown && !this.tokens.children.length) this.tokens.append(...tokenList(this.#message.tokens));
     show(this.tokens, isShown);
     show(this.#words, !isShown);
     currentTarget.setAttribute("aria-expanded", String(isShown));
@@ -164,6 +167,7 @@ export class Turn {
   /** The request as a line for a shell, and the fields that were set. */
   #toggleRequest({ currentTarget }) {
     show(this.request, this.request.hidden);
+    if (!this.request.hidden) requestAnimationFrame(() => this.request.scrollIntoView({ block: "nearest" }));
     currentTarget.setAttribute("aria-expanded", String(!this.request.hidden));
     const message = this.#message;
     const { messages, ...fields } = requestBody(this.#conversation, message);
@@ -206,10 +210,43 @@ const percent = (logprob) => {
   return `${share < 1 ? share.toPrecision(1) : share.toFixed(share < 99.5 ? 0 : 1)} %`;
 };
 
-/** A token, darker the less probable it was; its alternatives as a title. */
-function tokenSpan({ text, logprob, top }) {
-  const others = (top ?? []).map((other) => `${JSON.stringify(other.text)} ${percent(other.logprob)}`);
-  const doubt = Math.min(4, Math.floor(-logprob * 1.5));
-  return element("span", { class: `token doubt-${doubt}`, title: [`${JSON.stringify(text)} ${percent(logprob)}`, ...others].join("\n") }, text);
+/** The tokens of an answer, darker the less probable they were, and a line with the figures of the one that is chosen. */
+function tokenList(tokens) {
+  const line = element("p", { class: "token-facts", role: "status" }, "Choose a token: darker ones were less probable.");
+  const text = element("p", { class: "token-text", dir: "auto" }, ...characters(tokens).map((group) => tokenButton(group, line)));
+  return [line, text];
 }
 
+/** Tokens that are parts of one character belong together: bytes of it, or marks on the letter before. */
+function characters(tokens) {
+  const groups = [];
+  let isOpen = false;
+  for (const token of tokens) {
+    const isBytes = token.text.startsWith("bytes:");
+    if (groups.length && ((isBytes && isOpen) || /^\p{M}/u.test(token.text))) groups.at(-1).push(token);
+    else groups.push([token]);
+    isOpen = isBytes && textOf(groups.at(-1)).includes("\ufffd");
+  }
+  return groups;
+}
+
+/** The text of tokens, of which some may be bytes as the API writes them: `bytes:\\xe0\\xa4`. */
+function textOf(group) {
+  const parts = group.map(({ text }) => (text.startsWith("bytes:") ? [...text.matchAll(/\\x([0-9a-f]{2})/g)].map(([, hex]) => parseInt(hex, 16)) : [...new TextEncoder().encode(text)]));
+  return new TextDecoder().decode(new Uint8Array(parts.flat()));
+}
+
+function tokenButton(group, line) {
+  const text = textOf(group);
+  const logprob = group.reduce((sum, token) => sum + token.logprob, 0);
+  const doubt = Math.min(4, Math.floor(-logprob * 1.5));
+  const others = group.length > 1 ? [] : (group[0].top ?? []).filter((other) => other.text !== text);
+  const parts = [`${JSON.stringify(text)} ${percent(logprob)}${group.length > 1 ? ` (${group.length} tokens)` : ""}`, ...others.map((other) => `${JSON.stringify(other.text)} ${percent(other.logprob)}`)];
+  const tell = () => say(line, others.length ? `${parts[0]}; instead of it: ${parts.slice(1).join(", ")}` : parts[0]);
+  return element("button", { type: "button", class: `token doubt-${doubt}`, title: parts.join("\n"), click: tell, focus: tell, pointerenter: tell }, text);
+}
+
+/** An answer in the form of a JSON schema is shown as code. */
+function asShown({ content, sent }) {
+  return content && sent && sent.json_schema ? `\`\`\`json\n${content}\n\`\`\`` : content;
+}
