@@ -7,8 +7,8 @@ use std::{
 
 use crate::support::program::root;
 
-/// The modules that a test may import; `soak` is the workload that `bench/pool_soak` shares.
-const SHARED: [&str; 2] = ["support", "soak"];
+/// The modules that a test may import; `soak` and `simulation` are what `bench/pool_soak` and `bench/cluster_simulation` share.
+const SHARED: [&str; 3] = ["support", "soak", "simulation"];
 
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());

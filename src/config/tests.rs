@@ -143,12 +143,22 @@ fn the_reference_in_docs_is_up_to_date() {
 
 #[test]
 fn every_setting_has_a_variable_and_can_be_set_by_path() {
-    // One of the two TLS files without the other is an error.
-    for setting in SETTINGS.iter().filter(|setting| setting.section != "tls") {
+    // One of the two without the other is an error.
+    const PAIRS: [&str; 6] = [
+        "tls.cert_file",
+        "tls.key_file",
+        "cluster.cert_file",
+        "cluster.key_file",
+        "cluster.user",
+        "cluster.password_file",
+    ];
+    for setting in SETTINGS.iter().filter(|setting| !PAIRS.contains(&setting.path)) {
         let value = match (setting.path, setting.kind) {
             ("model.block_size", _) => "64".to_owned(),
             ("server.body_memory_bytes", _) => "8388608".to_owned(),
             ("queue.total_timeout_ms", _) => "600001".to_owned(),
+            ("cluster.replicas" | "cluster.max_losses", _) => "2".to_owned(),
+            ("cluster.lost_ms", _) => "3000".to_owned(),
             (_, Kind::Integer | Kind::IntegerOrWord) => {
                 setting.range.as_ref().unwrap().start().max(&101).to_string()
             }
@@ -166,6 +176,8 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("engine.kv_cache", _) => "int8".to_owned(),
             ("device.trim", _) => "idle=500,keep=65536".to_owned(),
             ("log.format", _) => "json".to_owned(),
+            ("cluster.storage", _) => "memory".to_owned(),
+            ("cluster.drain", _) => "hand-over".to_owned(),
             _ => "else".to_owned(),
         };
         let variable = load("", &[(&setting.variable(), &value)], &[]);
