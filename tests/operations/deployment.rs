@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs};
 
 use crate::support::{
     processes::{send_signal, worker_of},
-    program::{Program, argument, cache_setting, eka, root, run, text},
+    program::{Program, argument, cache_setting, cluster_metrics, eka, root, run, text},
 };
 
 fn file(name: &str) -> String {
@@ -40,19 +40,40 @@ fn every_setting_in_deployment_files_exists() {
             );
         }
     }
-    let (_, settings) = file("kubernetes/config.yaml")
-        .split_once("eka.toml: |\n")
-        .map(|(a, b)| (a.to_owned(), b.to_owned()))
-        .unwrap();
-    let toml = tempfile::NamedTempFile::new().unwrap();
-    fs::write(
-        toml.path(),
-        settings.lines().map(|line| line.trim_start().to_owned() + "\n").collect::<String>(),
-    )
-    .unwrap();
-    let printed = run(&["serve", "--print-config", "--config", argument(toml.path())]);
+}
+
+#[test]
+fn settings_of_kubernetes_are_valid() {
+    for (name, expected) in [
+        ("kubernetes/config.yaml", "keys_file = \"/etc/eka-keys/keys.toml\""),
+        ("kubernetes/cluster/config.yaml", "drain = \"hand-over\""),
+    ] {
+        let map = file(name);
+        let (_, settings) = map.split_once("eka.toml: |\n").unwrap();
+        let toml = tempfile::NamedTempFile::new().unwrap();
+        let lines = settings.lines().map(|line| line.trim_start().to_owned() + "\n");
+        fs::write(toml.path(), lines.collect::<String>()).unwrap();
+        let printed = run(&["serve", "--print-config", "--config", argument(toml.path())]);
+        assert!(printed.status.success(), "{name}: {}", text(&printed.stderr));
+        assert!(text(&printed.stdout).contains(expected), "{name}: {}", text(&printed.stdout));
+    }
+}
+
+#[test]
+fn variables_of_the_compose_file_are_settings() {
+    let compose = file("compose-cluster.yaml");
+    let variables: BTreeSet<_> = words(&compose, "EKA_");
+    assert!(variables.len() >= 5, "{variables:?}");
+    let mut command = eka(&["serve", "--print-config"]);
+    variables.iter().for_each(|variable| {
+        let value = if variable.ends_with("JOIN") { "tls://nats:4222" } else { "name" };
+        command.env(variable, value);
+    });
+    let printed = command.output().unwrap();
     assert!(printed.status.success(), "{}", text(&printed.stderr));
-    assert!(text(&printed.stdout).contains("keys_file = \"/etc/eka-keys/keys.toml\""));
+    for variable in variables {
+        assert!(text(&printed.stdout).contains(&format!("environment {variable}")), "{variable}");
+    }
 }
 
 #[tokio::test]
@@ -62,13 +83,14 @@ async fn every_metric_and_code_in_alerts_and_autoscalers_exists() {
     assert_eq!(status, 200, "families have no members before the first request");
     // So has the end of a worker.
     send_signal("KILL", program.worker_pid());
-    let has = program.metrics_with("eka_worker_exits_total{").await;
+    let has = program.metrics_with("eka_worker_exits_total{").await + &cluster_metrics();
     let kinds = |name: &str| {
         ["_bucket", "_total"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
     };
     let read = [
         "alerts.yaml",
         "kubernetes/keda.yaml",
+        "kubernetes/cluster/keda.yaml",
         "kubernetes/metrics-adapter.yaml",
         "kubernetes/inference-extension/endpoint-picker-values.yaml",
     ]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     processes::{send_signal, worker_of},
-    program::{Program, root},
+    program::{Program, cluster_metrics, root},
     server::{ANSWER_IDS, MODEL, Server, ServerOptions, eventually},
 };
 
@@ -194,7 +194,7 @@ async fn every_metric_in_the_dashboard_exists() {
     program.ask(NATIVE, &json!({ "prompt": "Once" })).await;
     // The exit of a worker adds members to `worker_exits`.
     send_signal("KILL", program.worker_pid());
-    let has = program.metrics_with("eka_worker_exits_total{").await;
+    let has = program.metrics_with("eka_worker_exits_total{").await + &cluster_metrics();
     let is_there = |name: &str| {
         has.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
     };

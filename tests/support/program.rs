@@ -55,6 +55,12 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     eka(arguments).output().unwrap()
 }
 
+/// What `/metrics` of a gateway or node has in addition.
+pub(crate) fn cluster_metrics() -> String {
+    let text = eka::metrics::Metrics::new().with_cluster().render().unwrap();
+    text.split_inclusive('\n').filter(|line| line.contains("eka_cluster_")).collect()
+}
+
 pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
