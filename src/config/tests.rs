@@ -178,6 +178,9 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("log.format", _) => "json".to_owned(),
             ("cluster.storage", _) => "memory".to_owned(),
             ("cluster.drain", _) => "hand-over".to_owned(),
+            ("server.listen", _) => "unix:/run/eka.sock,[::1]:8111".to_owned(),
+            ("models.aliases", _) => "gpt-4o=demo".to_owned(),
+            ("engine.pooling", _) => "mean".to_owned(),
             _ => "else".to_owned(),
         };
         let variable = load("", &[(&setting.variable(), &value)], &[]);

@@ -192,12 +192,11 @@ impl FromStr for Aliases {
                 .then(|| (alias.to_owned(), model.to_owned()))
                 .ok_or(UnknownValue)
         };
-        text.split(',')
-            .map(str::trim)
-            .filter(|item| !item.is_empty())
-            .map(pair)
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let items: Vec<_> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+        if items.is_empty() {
+            return Err(UnknownValue);
+        }
+        items.into_iter().map(pair).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -223,8 +222,11 @@ impl FromStr for ListenAddresses {
             Some(path) => Ok(ListenAddress::Unix(path.into())),
             None => item.parse().map(ListenAddress::Tcp).map_err(|_| UnknownValue),
         };
-        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-        items.map(address).collect::<Result<_, _>>().map(Self)
+        let items: Vec<_> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+        if items.is_empty() {
+            return Err(UnknownValue);
+        }
+        items.into_iter().map(address).collect::<Result<_, _>>().map(Self)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt, rc::Rc};
 
 #[cfg(target_os = "linux")]
-use memmap2::{Advice, UncheckedAdvice};
+use memmap2::UncheckedAdvice;
 
 use super::{
     DeviceError, Pool,
@@ -159,16 +159,6 @@ impl DeviceTensor {
             if let Err(e) = advised {
                 tracing::debug!("pages of an idle cache stay: {e}");
             }
-        }
-    }
-
-    /// Requests huge pages, if the system has them: fewer page faults and TLB misses on a cache of many mebibytes.
-    pub fn prefer_huge_pages(&self) {
-        #[cfg(target_os = "linux")]
-        if let Memory::Mapped(region) = &*self.memory
-            && let Err(e) = region.map.advise(Advice::HugePage)
-        {
-            tracing::debug!("no huge pages: {e}");
         }
     }
 

@@ -14,7 +14,7 @@
 
 use std::slice;
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{MmapOptions, MmapRaw};
 
 use super::{DeviceError, Element};
 use crate::units::Bytes;
@@ -28,7 +28,7 @@ pub(super) struct MemorySpan {
 
 /// A zeroed, page-aligned mapping with a fixed address.
 pub(super) struct HostBuffer {
-    pub(super) map: MmapMut,
+    pub(super) map: MmapRaw,
 }
 
 impl HostBuffer {
@@ -40,7 +40,8 @@ impl HostBuffer {
             .len(length)
             .map_anon()
             .map_err(|source| DeviceError::Memory { bytes: Bytes::from(length), source })?;
-        Ok(Self { map })
+        // Raw, as a reference to the memory must not be made: the device writes it through `pointer`.
+        Ok(Self { map: map.into() })
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -52,7 +53,7 @@ impl HostBuffer {
     }
 
     pub(super) fn pointer(&self) -> *mut u8 {
-        self.map.as_ptr().cast_mut()
+        self.map.as_mut_ptr()
     }
 
     /// The first `elements` as `T`.
