@@ -13,8 +13,10 @@ use crate::support::{
     program::{argument, cache_setting, eka, expected, run, text},
 };
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 14] = [
     "serve",
+    "gateway",
+    "node",
     "generate",
     "export",
     "inspect",

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use crate::support::{cluster::Cluster, processes::send_signal, program::Program};
 
-/// Tokens of the answers that are disturbed: some seconds in a debug build.
+/// Tokens of the answers that are disturbed.
 const TOKENS: usize = 120;
 
 fn long() -> Value {

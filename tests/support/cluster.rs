@@ -183,9 +183,10 @@ impl Cluster {
 
 async fn start_node(nats: &NatsServer, number: usize, flags: &[String]) -> Program {
     let (url, name) = (nats.url(), format!("cluster.node_id=node-{number}"));
-    // A debug build on a busy machine is slow enough to be killed in the middle of an answer.
-    let own = ["--join", &url, "--model", "models/demo", "--set", &name, "--threads", "1"];
-    let flags: Vec<&str> = own.into_iter().chain(flags.iter().map(String::as_str)).collect();
+    // Slow enough to be disturbed in the middle of an answer, on any machine.
+    let slow = ["--threads", "1", "--faults", "slow=12@decode:1"];
+    let own = ["--join", &url, "--model", "models/demo", "--set", &name].into_iter().chain(slow);
+    let flags: Vec<&str> = own.chain(flags.iter().map(String::as_str)).collect();
     Program::start_as_role("node", &flags).await
 }
 
