@@ -22,8 +22,8 @@ use super::{
 /// Activations, rounded, in the order in which a product reads them: one row of numbers for the processor to run ahead on,
 /// where separate arrays of values, scales and starts would be eighteen.
 ///
-/// Rows are in groups of [`group_rows`]; the last may have fewer. Of a group of `r` rows, block by block, in words of four
-/// bytes:
+/// Rows are in groups of as many as one pass over the weights serves; the last may have fewer. Of a group of `r` rows, block
+/// by block, in words of four bytes:
 ///
 /// ```text
 /// values  [8][r]  four int8 each
@@ -34,12 +34,6 @@ use super::{
 pub(super) struct Rounded {
     rows: usize,
     words: Vec<i32>,
-}
-
-/// How many of `rows` are in a group, where one pass over the weights serves at most `most`: groups of nearly the same size,
-/// because a pass for one or two rows takes nearly the time of a pass for four.
-fn group_rows(rows: usize, most: usize) -> usize {
-    rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
 /// Words of a row's block.
@@ -85,7 +79,7 @@ impl<'a> Rounding<'a> {
 
     /// How many groups there are.
     pub(super) fn groups(&self) -> usize {
-        self.rows.div_ceil(group_rows(self.rows, self.kind.rows()).max(1))
+        self.rows.div_ceil(self.kind.rows())
     }
 
     /// Rounds group number `group`.
@@ -108,9 +102,8 @@ impl Task for Group<'_> {
     #[inline(always)]
     unsafe fn run<P: SimdI8>(self) {
         let Self { rounding, group } = self;
-        let most = group_rows(rounding.rows, P::ROWS);
-        let first = group * most;
-        let rows = (rounding.rows - first).min(most);
+        let first = group * P::ROWS;
+        let rows = (rounding.rows - first).min(P::ROWS);
         let of_row = rounding.blocks * WORDS;
         // SAFETY: the words of one group, which no other call is about, as the caller promises.
         let words = unsafe { rounding.words.part(first * of_row, rows * of_row) };
@@ -199,12 +192,11 @@ impl Product<'_> {
     #[inline(always)]
     unsafe fn tiles<L: SimdI8, const BITS: usize, const ZEROS: bool>(&self, panels: Range<usize>) {
         let rows = self.rounded.rows;
-        let most = group_rows(rows, L::ROWS).max(1);
         for panel in panels {
-            for first in (0..rows).step_by(most) {
+            for first in (0..rows).step_by(L::ROWS) {
                 // SAFETY: as the caller promises.
                 unsafe {
-                    match (rows - first).min(most) {
+                    match (rows - first).min(L::ROWS) {
                         1 => self.tile::<L, BITS, ZEROS, 1>(panel, first),
                         2 => self.tile::<L, BITS, ZEROS, 2>(panel, first),
                         3 => self.tile::<L, BITS, ZEROS, 3>(panel, first),

@@ -118,7 +118,7 @@ impl ToolSet {
                 let path = format!("{}.parameters", tool.path);
                 schema = object_schema(&tool.schema, &path)?;
                 if context.format.has_separate_arguments() {
-                    refuse_counts(&schema, &path)?;
+                    refuse_keywords_of_the_object(&schema, &path)?;
                 }
                 parts.push((path, Constraint::Schema(schema.to_string())));
             }
@@ -131,14 +131,28 @@ impl ToolSet {
     }
 }
 
-/// Refuses limits of the number of arguments, where each is written as a text of its own.
-fn refuse_counts(schema: &Value, path: &str) -> Result<(), FieldError> {
-    let Some(keyword) =
-        ["minProperties", "maxProperties"].into_iter().find(|name| schema.get(name).is_some())
-    else {
+/// Keywords about the whole object of arguments.
+const ABOUT_THE_OBJECT: [&str; 12] = [
+    "minProperties",
+    "maxProperties",
+    "propertyNames",
+    "dependentRequired",
+    "dependentSchemas",
+    "if",
+    "not",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "$ref",
+    "unevaluatedProperties",
+];
+
+/// Refuses what cannot be enforced where each argument is written as a text of its own.
+fn refuse_keywords_of_the_object(schema: &Value, path: &str) -> Result<(), FieldError> {
+    let Some(keyword) = ABOUT_THE_OBJECT.into_iter().find(|name| schema.get(name).is_some()) else {
         return Ok(());
     };
-    let message = "cannot be enforced in this model's format of calls; list the arguments in `required`, or leave it out";
+    let message = "cannot be enforced in this model's format of calls, which writes each argument apart; describe the arguments in `properties` and `required`";
     Err(FieldError::value(format!("{path}.{keyword}"), message))
 }
 
