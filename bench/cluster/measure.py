@@ -256,8 +256,10 @@ def round_trips(cluster, count):
             while not (line := lines.readline()).startswith(b"MSG"):
                 if line.startswith(b"PING"):
                     connection.sendall(b"PONG\r\n")
-            lines.read(int(line.split()[-1]) + 2)
-            yield time.perf_counter() - began
+            answer, took = lines.read(int(line.split()[-1]) + 2), time.perf_counter() - began
+            if b"Unknown" not in answer:
+                sys.exit(f"node-1 answered {answer!r}, not that it has no such run")
+            yield took
 
 
 def full_queue(options, table):
