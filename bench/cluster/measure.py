@@ -270,11 +270,9 @@ def full_queue(options, table):
             # The estimate needs the length of an answer.
             stream(cluster.gateways[0], PROMPT, options.tokens)
         for _ in range(max(2, options.rounds // 2)):
-            streams = []
-            for _ in range(8):
-                streams.append(Streaming(cluster.gateways[0], options.tokens))
-                time.sleep(0.1)
-            refused, began = refusal(cluster.gateways[0], options.tokens), time.monotonic()
+            streams = [Streaming(cluster.gateways[0], 2 * options.tokens) for _ in range(8)]
+            time.sleep(0.3)
+            refused, began = refusal(cluster.gateways[0], 2 * options.tokens), time.monotonic()
             for streaming in streams:
                 streaming.finish()
             if refused:
