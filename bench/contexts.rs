@@ -13,7 +13,7 @@ use std::{
 
 use eka::{
     device::{Runtime, SessionOptions, affinity},
-    device_spec::CacheChoice,
+    device_spec::{CacheChoice, PackedFileChoice},
     engine::{Forward, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::CacheSalt,
@@ -43,7 +43,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Model::open(
         &Runtime::load(None)?,
         &dir,
-        SessionOptions { threads, own_operators, captures: false, cache },
+        SessionOptions {
+            threads,
+            own_operators,
+            captures: false,
+            cache,
+            packed_file: PackedFileChoice::Auto,
+        },
     )?;
     let loaded = started.elapsed();
     let options = TimelineOptions { prefixes: Bytes(1 << 30), ..TimelineOptions::default() };

@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    device_spec::{CacheChoice, DeviceChoice},
+    device_spec::{CacheChoice, DeviceChoice, PackedFileChoice},
     job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, PromptToRestore, RuntimeReport, Step},
     trim_policy::TrimPolicy,
     units::Bytes,
@@ -85,6 +85,8 @@ pub struct WorkerSpec {
     pub own_operators: bool,
     /// Number format of the key-value cache with those operators.
     pub kv_cache: CacheChoice,
+    /// When packed weights are kept in a file.
+    pub packed_file: PackedFileChoice,
     /// Maximum number of prompt tokens in one pass.
     pub prefill_chunk: usize,
     /// Maximum number of positions of a sequence; `None` means the model's context length.

@@ -147,6 +147,7 @@ fn worker_config(
         processors: Vec::new(),
         own_operators: config.engine.own_operators,
         kv_cache: config.engine.kv_cache,
+        packed_file: config.engine.packed_file,
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
         device,

@@ -20,7 +20,7 @@ use super::{
     value::SettingValue,
 };
 use crate::{
-    device_spec::{BlockSize, CacheChoice, Devices, Pooling, Verify, WeightFormat},
+    device_spec::{BlockSize, CacheChoice, Devices, PackedFileChoice, Pooling, Verify, WeightFormat},
     trim_policy::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -202,6 +202,10 @@ settings! {
         /// Data type of the key-value cache on a CPU with `engine.own_operators`: `float32`, `float16`, `int8` (8.5 bits
         /// with scales), or `auto`: float16 for quantized and float16 weights, else float32
         kv_cache: CacheChoice = "auto", expect "auto, float32, float16 or int8";
+        /// On a CPU, keep quantized weights in the layout of eka's operators in a file beside the graph
+        /// (`model.onnx.packed`, as large as the quantized weights), which later starts map instead of packing again:
+        /// `always`, `never`, or `auto`: from 64 MiB of weights on
+        packed_file: PackedFileChoice = "auto", expect "auto, always or never";
     }
 
     /// Device memory

@@ -18,7 +18,9 @@ use super::{
     },
 };
 use crate::{
-    device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Pooling, Verify, WeightFormat},
+    device_spec::{
+        BlockSize, CacheChoice, Devices, DevicesError, PackedFileChoice, Pooling, Verify, WeightFormat,
+    },
     trim_policy::{TrimPolicy, TrimPolicyError},
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -160,6 +162,7 @@ text! {
     IpAddr;
     Verify;
     CacheChoice;
+    PackedFileChoice;
     Hosts = Self::default();
     Origins = Self::default();
     Aliases = Self::default();

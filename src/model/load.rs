@@ -116,7 +116,7 @@ impl Model {
         let changed = if on_gpu || !options.own_operators {
             None
         } else {
-            graph_rewrite::rewrite(&file, options.cache, (&manifest.graph.logits, manifest.dims.hidden))
+            graph_rewrite::rewrite(&file, &options, (&manifest.graph.logits, manifest.dims.hidden))
         };
         let cache = changed.as_ref().and_then(|changed| changed.operators.cache());
         let is_row_invariant = changed.as_ref().is_some_and(|changed| changed.is_row_invariant);

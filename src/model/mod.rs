@@ -16,6 +16,8 @@ mod host_cache;
 mod integrity;
 mod load;
 mod moe_nodes;
+mod packed_cache;
+mod packed_matrices;
 mod pass;
 mod validate;
 

@@ -92,8 +92,9 @@ impl ModelOpener<'_> {
     }
 
     fn model(&self, dir: &Path) -> Result<Model, LoadError> {
-        let WorkerSpec { own_operators, cuda_graphs: captures, kv_cache: cache, .. } = *self.spec;
-        let options = SessionOptions { threads: self.threads, own_operators, captures, cache };
+        let WorkerSpec { own_operators, cuda_graphs: captures, kv_cache: cache, packed_file, .. } =
+            *self.spec;
+        let options = SessionOptions { threads: self.threads, own_operators, captures, cache, packed_file };
         Ok(Model::open_on(self.device, dir, options)?)
     }
 

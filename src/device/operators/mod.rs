@@ -42,6 +42,7 @@ mod moe;
 mod names;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod packed_file;
 mod packed_weights;
 mod parts;
 mod portable;
@@ -67,7 +68,8 @@ use matmul::{FloatMatMul, QuantizedMatMul};
 pub use moe::{MOE, MOE_FLOAT16, MOE_FLOAT32, MOE_NUMBERS, Mixture, Routing, Scores, SwiGlu};
 use moe::{MixtureOfExperts, SharedScratch, WeightType};
 pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MIXTURE};
-pub use packed_weights::{PackedWeights, QuantizedBlocks, WeightBits};
+pub use packed_file::PackedFile;
+pub use packed_weights::{PackedShape, PackedWeights, QuantizedBlocks, WeightBits};
 
 /// What the operators of a graph work with.
 #[derive(Default)]
@@ -91,8 +93,8 @@ impl fmt::Debug for Operators {
 
 impl Operators {
     /// Adds a matrix; its number.
-    pub fn add(&mut self, matrix: PackedWeights) -> usize {
-        self.matrices.push(Arc::new(matrix));
+    pub fn add(&mut self, matrix: Arc<PackedWeights>) -> usize {
+        self.matrices.push(matrix);
         self.matrices.len() - 1
     }
 
