@@ -1,4 +1,4 @@
-//! What somebody meets who tries eka for the first time: wrong paths and flags, Ctrl-C, a checkpoint as it is published.
+//! The first steps of a new user: wrong paths and flags, Ctrl-C, a checkpoint as it is published, models by name.
 
 use std::{
     fs,

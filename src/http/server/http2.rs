@@ -1,13 +1,13 @@
 //! Serves a connection that speaks HTTP/2 with hyper, and passes its requests to the same application as HTTP/1.
 //!
-//! actix-web has HTTP/2 too, but allows any number of streams in a connection and 16 MiB of header fields in each, and goes on to
-//! compute an answer whose client is gone. hyper limits both, and drops a request when its stream is reset.
+//! actix-web has HTTP/2 too, but it allows any number of streams in a connection and 16 MiB of header fields in each, and an answer is
+//! computed to its end when its client is gone. hyper limits both, and drops a request when its stream is reset.
 //!
 //! | limit | value |
 //! |---|---|
 //! | requests at once in a connection | [`MAX_STREAMS`] |
 //! | header fields of a request | [`MAX_HEADERS`] |
-//! | body bytes that nobody has read yet, of a request and of a connection | [`STREAM_WINDOW`], [`CONNECTION_WINDOW`] |
+//! | body bytes that are not read yet, of a request and of a connection | [`STREAM_WINDOW`], [`CONNECTION_WINDOW`] |
 //! | time until a client reads part of an answer | the write timeout |
 //! | time without a request | the idle timeout; a head that arrives slowly does not extend it |
 
@@ -239,17 +239,16 @@ impl Stream for IncomingData {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            return Poll::Ready(match ready!(Pin::new(&mut self.0).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => Some(Ok(data)),
-                    // Trailers.
-                    Err(_) => continue,
-                },
-                Some(Err(error)) => Some(Err(PayloadError::Io(io::Error::other(error)))),
-                None => None,
-            });
+        while let Some(frame) = ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+            let data = frame.map(Frame::into_data);
+            match data.map_err(|error| PayloadError::Io(io::Error::other(error))) {
+                Ok(Ok(data)) => return Poll::Ready(Some(Ok(data))),
+                // Trailers.
+                Ok(Err(_)) => {}
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
         }
+        Poll::Ready(None)
     }
 }
 
@@ -258,9 +257,11 @@ struct Outgoing(Option<Sending>);
 
 struct Sending {
     body: BoxBody,
-    /// When hyper got a chunk that it has not sent yet: it asks for the next one when the client has made room.
-    handed_over: Rc<Cell<Option<Instant>>>,
+    handed_over: Rc<Waiting>,
 }
+
+/// When hyper got a chunk that it has not sent yet: it asks for the next one when the client has made room.
+type Waiting = Cell<Option<Instant>>;
 
 impl Body for Outgoing {
     type Data = Bytes;
@@ -294,11 +295,11 @@ impl Body for Outgoing {
 
 /// The answers of a connection, and since when each waits for the client to read.
 #[derive(Clone, Default)]
-struct Unread(Rc<RefCell<Vec<Weak<Cell<Option<Instant>>>>>>);
+struct Unread(Rc<RefCell<Vec<Weak<Waiting>>>>);
 
 impl Unread {
     /// The clock of another answer.
-    fn add(&self) -> Rc<Cell<Option<Instant>>> {
+    fn add(&self) -> Rc<Waiting> {
         let clock = Rc::default();
         let mut clocks = self.0.borrow_mut();
         clocks.retain(|clock| clock.strong_count() > 0);
