@@ -65,7 +65,7 @@ pub(super) struct PsArgs {
 pub(super) struct StopArgs {
     /// The model's name
     #[arg(value_name = "MODEL")]
-    model: String,
+    loaded: String,
 
     #[command(flatten)]
     server: ServerArgs,
@@ -255,7 +255,7 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<()> {
 /// When the server cannot be reached or refuses.
 pub(super) fn stop(args: &StopArgs) -> anyhow::Result<()> {
     let Some(client) = args.server.client()? else { return Ok(()) };
-    let id = args.model.strip_suffix(":latest").unwrap_or(&args.model);
+    let id = args.loaded.strip_suffix(":latest").unwrap_or(&args.loaded);
     ensure!(!id.contains(['/', '?', '#', '%']), "{id} is not the name of a model; `eka ps` prints the names");
     let answer: Value = ask(client.post_json(&format!("/admin/models/{id}/unload"), &json!({})))?;
     if args.server.output.json {
