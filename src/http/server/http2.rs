@@ -50,11 +50,11 @@ use tokio::{
 use super::connection::{Connection, Timeouts};
 use crate::http::connections::ConnectionHandle;
 
-/// Requests at once in a connection.
-const MAX_STREAMS: u32 = 32;
+/// Requests at once in a connection: as many as clients begin with before they know the limit (RFC 9113, 6.5.2).
+const MAX_STREAMS: u32 = 100;
 
 /// Bytes of a request's header fields. HTTP/1 allows more, but has one request at a time.
-const MAX_HEADERS: u32 = 32 << 10;
+const MAX_HEADERS: u32 = 16 << 10;
 
 /// Body bytes of a request that the client may send before they are read.
 const STREAM_WINDOW: u32 = 64 << 10;
