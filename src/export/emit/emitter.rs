@@ -11,7 +11,7 @@ use crate::{
         graph::{Builder, Op, float_attribute, int_attribute},
     },
     manifest::{Dims, Dtype, GraphNames},
-    onnx::ElementType,
+    onnx::{Attribute, ElementType},
 };
 
 /// How numbers are stored.
@@ -34,6 +34,8 @@ pub(super) struct Emitter {
     pub(super) projected: Vec<[String; 3]>,
     /// Inputs of linear layers whose blocks are summed.
     pub(super) block_sums: BTreeSet<String>,
+    /// Attributes of the functions for experts, by their numbers.
+    pub(super) mixtures: Vec<Vec<Attribute>>,
     /// Whether the graph computes position ids.
     pub(super) has_position_ids: bool,
 }
