@@ -102,6 +102,7 @@ impl Exit {
 
     fn of_export(error: &ExportError) -> Self {
         match error {
+            ExportError::Cancelled => Self::Interrupted,
             ExportError::Context { .. }
             | ExportError::NoSuchModule(_)
             | ExportError::WriteWeights(WriteWeightsError::TooGreat { .. }) => Self::Usage,

@@ -146,7 +146,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.options();
     let reporter = args.report.as_deref().map(|path| Reporter::new(path, &args.engine)).transpose()?;
     let started = Instant::now();
-    let report = export::export(&options, &Bars::new())?;
+    let report = export::export(&options, &Bars::until_signal()?)?;
     let summary = Summary::new(&report, started.elapsed());
     if args.output.json {
         let comparison = reporter.map(|reporter| reporter.compare(&options)).transpose()?;

@@ -25,7 +25,8 @@ use crate::{
     job::{GpuReport, KeepAlive},
     sandbox::Sandbox,
     supervise::{Budgets, ModelSource, Recycle, WorkerConfig, probe_device},
-    units::Bytes,
+    text::Text,
+    units::{Bytes, Tokens},
     wire::{DraftModel, WorkerSpec},
 };
 
@@ -69,6 +70,7 @@ pub(super) async fn on_all_devices(
         candidates.push(resolve_model::models(config, gpu(config, *device).await?)?);
     }
     let served = ServedModels::open(candidates, sandbox).await?;
+    served.registry.texts().for_each(|text| warn_of_context(config, text));
     let mut workers = Vec::new();
     for ((device, label), models) in devices.all().iter().zip(devices.labels()).zip(&served.devices) {
         let mut worker = with_cpu_share(worker_config(config, *device, models)?, config);
@@ -115,10 +117,23 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
     match probe_device(&worker_config(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
         Err(reason) if choice != DeviceChoice::Auto && config.engine.device.all().len() == 1 => {
-            Err(anyhow!("device {choice} cannot be used: {reason}; use --device cpu, or run eka doctor"))
-                .with_exit(Exit::Machine)
+            Err(anyhow!("{reason}; use --device cpu, or run eka doctor")).with_exit(Exit::Machine)
         }
         Err(_) => Ok(None),
+    }
+}
+
+/// Warns when the settings ask for a longer context than the model has, because the model's is used then.
+pub(super) fn warn_of_context(config: &Config, text: &Text) {
+    let (model, card) = (Tokens(text.card().context_length), text.card());
+    if let Some(asked) = config.engine.context_length.filter(|asked| *asked > model) {
+        tracing::warn!(
+            event = "context_shortened",
+            model = card.id,
+            "engine.context_length is {asked}, but {} has {model}: {model} is used; export it with a longer context, or lower the \
+             setting",
+            card.id
+        );
     }
 }
 

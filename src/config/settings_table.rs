@@ -14,7 +14,7 @@ use super::{
     setting::{Flag, Setting},
     types::{
         AffinityMode, Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses,
-        LogFormat, Origins, QueueStorage, Secret, UnknownFields,
+        LogFormat, MetricNames, Origins, QueueStorage, Secret, UnknownFields,
     },
     validate::Validator,
     value::SettingValue,
@@ -59,6 +59,9 @@ settings! {
         /// Handling of unknown fields in requests: `refuse` answers 400 and names the field, `warn` ignores the field and
         /// names it in the header `x-eka-ignored-fields`
         unknown_fields: UnknownFields = "refuse", expect "refuse or warn";
+        /// Names under which `/metrics` repeats some metrics: `vllm` for vLLM's, `gen_ai` for OpenTelemetry's, `all` for both,
+        /// `eka` for neither
+        metric_names: MetricNames = "eka", expect "eka, vllm, gen_ai or all";
         /// Memory for responses that `/v1/responses` stores for `previous_response_id`, the oldest of which make room for new
         /// ones; 0 stores none. With more, responses are stored unless a request has `"store": false`
         stored_responses_bytes: Bytes = 0, in 0..=1 << 40;

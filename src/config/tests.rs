@@ -168,6 +168,7 @@ fn every_setting_has_a_variable_and_can_be_set_by_path() {
             ("trace.otlp_endpoint", _) => "http://[::1]:4318".to_owned(),
             ("cors.origins", _) => "*".to_owned(),
             ("server.unknown_fields", _) => "warn".to_owned(),
+            ("server.metric_names", _) => "all".to_owned(),
             ("engine.sampling_defaults", _) => "eka".to_owned(),
             ("model.quantize", _) => "int4".to_owned(),
             ("model.verify", _) => "hash".to_owned(),

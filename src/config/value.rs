@@ -14,7 +14,7 @@ use super::{
     setting::Kind,
     types::{
         AffinityMode, Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses,
-        LogFormat, Origins, QueueStorage, Secret, UnknownFields,
+        LogFormat, MetricNames, Origins, QueueStorage, Secret, UnknownFields,
     },
 };
 use crate::{
@@ -136,7 +136,7 @@ macro_rules! words {
     )+};
 }
 
-words! { AffinityMode DefaultsFrom DrainMode LogFormat Pooling QueueStorage UnknownFields WeightFormat }
+words! { AffinityMode DefaultsFrom DrainMode LogFormat MetricNames Pooling QueueStorage UnknownFields WeightFormat }
 
 /// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {

@@ -11,6 +11,9 @@ use crate::text::TextError;
 /// Why an export failed. Nothing was written then.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
+    /// The progress asked to stop.
+    #[error("the export was cancelled; what it had written is removed")]
+    Cancelled,
     /// The configuration cannot be used.
     #[error(transparent)]
     JsonConfig(#[from] JsonConfigError),
@@ -51,8 +54,17 @@ pub enum ExportError {
     Weights(#[from] WeightsError),
     /// The weights cannot be written.
     #[error(transparent)]
-    WriteWeights(#[from] WriteWeightsError),
+    WriteWeights(WriteWeightsError),
     /// The output cannot be written.
     #[error(transparent)]
     Staging(#[from] StagingError),
+}
+
+impl From<WriteWeightsError> for ExportError {
+    fn from(error: WriteWeightsError) -> Self {
+        match error {
+            WriteWeightsError::Cancelled => Self::Cancelled,
+            other => Self::WriteWeights(other),
+        }
+    }
 }

@@ -57,11 +57,16 @@ const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 /// Increases when the written bytes change between two versions of eka, so that cached exports become outdated.
 const REVISION: u32 = 5;
 
+/// Fails when the export should stop.
+fn check_cancelled(progress: &dyn Progress) -> Result<(), ExportError> {
+    if progress.is_cancelled() { Err(ExportError::Cancelled) } else { Ok(()) }
+}
+
 /// Writes a model directory, complete or not at all.
 ///
 /// # Errors
 /// [`ExportError`] when the sources are incomplete, contradict each other or ask for something that is not supported,
-/// when a weight is not finite, or when the output exists or cannot be written.
+/// when a weight is not finite, when the output exists or cannot be written, or when `progress` cancels.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = load(options)?;
     let formats = options.weights.formats(&input.blueprint)?;
@@ -75,6 +80,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     let staging = Staging::new(&options.output, options.existing)?;
     staging.reserve(DATA_FILE, Bytes(layout.bytes()))?;
     let sources = input.identify(progress)?;
+    check_cancelled(progress)?;
     let angles = input.blueprint.angles();
     write_weights(&staging.path(DATA_FILE), &layout, (&input.weights, &angles), progress)?;
     staging.write(GRAPH_FILE, &graph)?;
@@ -88,6 +94,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
         staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
     }
     manifest.files = provenance::identify_all(&staging.files()?, Stage::Checksums, progress)?;
+    check_cancelled(progress)?;
     staging.write(manifest::FILE_NAME, manifest.to_json().as_bytes())?;
     staging.commit()?;
     Ok(Report {

@@ -29,6 +29,9 @@ const PIECE: usize = 1 << 20;
 /// Why the data file could not be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteWeightsError {
+    /// The progress asked to stop.
+    #[error("cancelled")]
+    Cancelled,
     /// A weight cannot be read or merged.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -69,6 +72,9 @@ pub(super) fn write_weights(
     progress.begin(Stage::Weights, Bytes(layout.bytes()));
     let pieces: Vec<Piece> = layout.fills.iter().flat_map(cut).collect();
     pieces.into_par_iter().try_for_each(|piece| {
+        if progress.is_cancelled() {
+            return Err(WriteWeightsError::Cancelled);
+        }
         progress.advance(writer.write(&piece)?);
         Ok::<_, WriteWeightsError>(())
     })?;

@@ -46,6 +46,7 @@ mod field_error;
 mod formats;
 pub mod fuzzing;
 mod handlers;
+mod metric_names;
 mod middleware;
 mod model_registry;
 mod offload;

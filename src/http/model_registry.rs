@@ -120,6 +120,11 @@ impl ModelRegistry {
         names.join(", ")
     }
 
+    /// The usable models.
+    pub fn texts(&self) -> impl Iterator<Item = &Arc<Text>> {
+        self.entries().filter_map(|entry| entry.as_ref().ok())
+    }
+
     /// The ids of the usable models.
     #[must_use]
     pub fn usable_ids(&self) -> Vec<String> {

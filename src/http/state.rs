@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     auth::AccessControl,
-    config::{Config, DefaultsFrom, UnknownFields},
+    config::{Config, DefaultsFrom, MetricNames, UnknownFields},
     executor::{Deadlines, Executor},
     job::{Command, CommandOutcome, Pooling, Readiness, SamplingDefaults},
     metrics::Metrics,
@@ -79,6 +79,8 @@ pub struct Settings {
     pub log_prompts: bool,
     /// How unknown request fields are handled.
     pub unknown_fields: UnknownFields,
+    /// Further names of metrics.
+    pub metric_names: MetricNames,
     /// Whether all API keys share one prefix cache.
     pub prefix_cache_shared: bool,
     /// Memory for stored responses; 0 stores none.
@@ -105,6 +107,7 @@ impl From<&Config> for Settings {
             pooling: engine.pooling,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
+            metric_names: server.metric_names,
             prefix_cache_shared: engine.prefix_cache_shared,
             stored_responses: server.stored_responses_bytes,
             stored_responses_lifetime: server.stored_responses_ttl_ms.into(),

@@ -13,13 +13,18 @@ use crate::support::{
     program::{argument, cache_setting, eka, expected, run, text},
 };
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 19] = [
     "serve",
     "gateway",
     "node",
     "generate",
+    "run",
     "export",
     "inspect",
+    "list",
+    "rm",
+    "ps",
+    "stop",
     "verify",
     "doctor",
     "bench",

@@ -5,6 +5,7 @@ pub(crate) mod decoding;
 pub(crate) mod export_sources;
 pub(crate) mod faulty_worker;
 pub(crate) mod files;
+pub(crate) mod http2;
 pub(crate) mod json_schema;
 pub(crate) mod model_folder;
 pub(crate) mod models;

@@ -168,7 +168,7 @@ fn check_model_for(key: Option<&Key>, model: &str) -> Result<(), ApiError> {
 /// count.
 fn is_local(request: &HttpRequest) -> bool {
     let is_loopback = request.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-    let is_socket = request.conn_data::<ConnectionHandle>().is_some_and(ConnectionHandle::is_local_socket);
+    let is_socket = ConnectionHandle::of(request).is_some_and(|connection| connection.is_local_socket());
     (is_loopback || is_socket) && !request.headers().keys().any(|name| is_added_by_proxies(name.as_str()))
 }
 

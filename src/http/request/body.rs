@@ -157,7 +157,7 @@ impl ApiRequest {
         check_length(headers, limit)?;
         let encoding = encoding(headers)?;
         // At the connection limit, a connection that is still sending its body may be closed.
-        let _reading = self.http.conn_data::<ConnectionHandle>().map(ConnectionHandle::body);
+        let _reading = ConnectionHandle::of(&self.http).map(|connection| connection.body());
         let body = Body { bytes: Vec::new(), encoding, limit, share: self.state.body_memory.share() };
         let read = timeout(TIMEOUT, body.filled(&mut self.payload, announced(headers))).await;
         read.map_err(|_| ApiError::BodyTooSlow { limit: TIMEOUT })?

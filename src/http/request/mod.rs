@@ -26,6 +26,7 @@ mod response_format;
 mod responses;
 mod sampling;
 pub(super) mod schema;
+mod structural_tag;
 mod thinking;
 mod token_details;
 pub(super) mod tokenize;
