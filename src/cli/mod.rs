@@ -5,12 +5,14 @@
 
 mod backend;
 mod bench;
+mod bench_adapters;
 mod chat;
 mod cluster_options;
 mod doctor;
 mod engine_args;
 mod exit;
 mod export;
+mod export_adapter;
 mod export_report;
 mod fd_limit;
 mod generate;
@@ -37,6 +39,7 @@ mod served_models;
 mod settings;
 mod shutdown;
 mod smoke;
+mod source_adapters;
 mod spawn_server;
 mod stdout_stream;
 #[cfg(unix)]
@@ -74,6 +77,7 @@ enum Command {
     Node(serve::Args),
     Generate(generate_args::Args),
     Export(export::Args),
+    ExportAdapter(export_adapter::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Doctor(doctor::Args),
@@ -137,6 +141,7 @@ impl Command {
             Self::Serve(args) | Self::Gateway(args) | Self::Node(args) => args.output(),
             Self::Generate(args) => args.output,
             Self::Export(args) => args.output,
+            Self::ExportAdapter(args) => args.output,
             Self::Inspect(args) => args.output,
             Self::Verify(args) => args.output,
             Self::Doctor(args) => args.output,
@@ -158,6 +163,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Node(args) => serve::run(&args, backend::Command::Node),
         Command::Generate(args) => generate::run(&args),
         Command::Export(args) => export::run(&args).map(done),
+        Command::ExportAdapter(args) => export_adapter::run(&args).map(done),
         Command::Inspect(args) => inspect::run(&args).map(done),
         Command::Verify(args) => {
             let same = verify::run(&args)?;

@@ -23,7 +23,7 @@ use super::{float16_casts, graph_file::GraphFile, hidden_states};
 use crate::{
     device::operators::{
         ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX,
-        Operators, PackedStorage, PackedWeights, QuantizedBlocks, WeightBits,
+        Operators, PRODUCT, PackedStorage, PackedWeights, QuantizedBlocks, WeightBits,
     },
     device_spec::CacheChoice,
     files,
@@ -140,36 +140,45 @@ fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let initializers: BTreeMap<&str, &Tensor> =
         graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
     for node in &mut graph.node {
-        if let Some(operator) = float_operator(node, &initializers) {
+        if let Some((operator, shape)) = float_operator(node, &initializers) {
             operators.add_float_products();
             (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
-            node.attribute = Vec::new();
+            node.attribute =
+                vec![number_attribute(PRODUCT, operators.name_product(node.name.clone(), shape))];
             continue;
         }
         let Some((weights, operator)) = packed_weights(node, &initializers, &mut data, &mut scratch) else {
             continue;
         };
-        let number = i64::try_from(operators.add(weights)).ok()?;
+        let product = operators.name_product(node.name.clone(), [weights.columns(), weights.depth()]);
         node.input.truncate(1);
         (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
-        let r#type = AttributeType::Int.into();
-        node.attribute = vec![Attribute { name: MATRIX.into(), f: None, i: Some(number), r#type }];
+        node.attribute =
+            vec![number_attribute(MATRIX, operators.add(weights)), number_attribute(PRODUCT, product)];
     }
     Some(operators)
 }
 
-/// The operator that computes what `node` does, if that is a product with a matrix `[columns, depth]` of float weights.
-fn float_operator(node: &Node, initializers: &BTreeMap<&str, &Tensor>) -> Option<&'static str> {
+fn number_attribute(name: &str, number: usize) -> Attribute {
+    let r#type = AttributeType::Int.into();
+    Attribute { name: name.into(), f: None, i: i64::try_from(number).ok(), r#type }
+}
+
+/// The operator that computes what `node` does, if that is a product with a matrix of float weights, and the matrix's columns and
+/// depth.
+fn float_operator(node: &Node, initializers: &BTreeMap<&str, &Tensor>) -> Option<(&'static str, [usize; 2])> {
     let [_, weights] = &node.input[..] else { return None };
     let [attribute] = &node.attribute[..] else { return None };
     let weights = initializers.get(&**weights)?;
     let is_transposed = attribute.name == "transB" && attribute.i == Some(1);
-    if node.op_type != "FusedMatMul" || !is_transposed || weights.dims.len() != 2 {
+    let [columns, depth] = weights.dims[..] else { return None };
+    if node.op_type != "FusedMatMul" || !is_transposed {
         return None;
     }
+    let shape = [usize::try_from(columns).ok()?, usize::try_from(depth).ok()?];
     match ElementType::try_from(weights.data_type) {
-        Ok(ElementType::Float) => Some(MATMUL_FLOAT32),
-        Ok(ElementType::Float16) => Some(MATMUL_FLOAT16),
+        Ok(ElementType::Float) => Some((MATMUL_FLOAT32, shape)),
+        Ok(ElementType::Float16) => Some((MATMUL_FLOAT16, shape)),
         _ => None,
     }
 }

@@ -13,12 +13,13 @@ use crate::support::{
     program::{argument, cache_setting, eka, expected, run, text},
 };
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "serve",
     "gateway",
     "node",
     "generate",
     "export",
+    "export-adapter",
     "inspect",
     "verify",
     "doctor",

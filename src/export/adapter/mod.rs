@@ -23,6 +23,7 @@ mod deltas;
 mod error;
 mod merge;
 mod merge_plan;
+mod node_delta;
 mod patterns;
 mod peft_adapter;
 mod target_modules;
@@ -35,5 +36,6 @@ pub(super) use self::{
     error::CONFIG,
     merge::MergeError,
     merge_plan::{MergePlan, Origin},
+    node_delta::{NodeDelta, PairDelta},
     peft_adapter::{Adapter, check_settings},
 };

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::{
+    adapters::{AdapterChoice, adapters},
     cache_salt::cache_salt,
     compat,
     echoed_fields::EchoedFields,
@@ -55,6 +56,8 @@ shape! {
         ..format: FormatFields;
         /// Id of a model of `GET /v1/models`; by default the first of them.
         _model as "model": Option<String> = string().optional();
+        /// Adapters of the model, added up with their weights; a model name of the form `MODEL:ADAPTER` chooses one.
+        adapters: Vec<AdapterChoice> = adapters().or_empty();
         /// The answer ends before any of these strings: at most 16 of 1024 bytes, none of them empty. `""` means none. They
         /// have no effect within reasoning, tool calls and an answer whose form is constrained.
         stop: Vec<String> = stop_strings().or_empty().unset_at("\"\"");
@@ -211,6 +214,8 @@ pub(crate) struct GenerateParams {
     pub(crate) terms: Terms,
     /// How long the model stays loaded afterwards.
     pub(crate) keep_alive: Option<KeepAlive>,
+    /// Adapters of the model.
+    pub(crate) adapters: Vec<AdapterChoice>,
 }
 
 impl GenerateParams {
@@ -311,6 +316,7 @@ impl Generation {
             delivery,
             terms,
             keep_alive: self.keep_alive,
+            adapters: self.adapters,
         })
     }
 
