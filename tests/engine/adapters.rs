@@ -349,3 +349,18 @@ fn an_adapter_of_another_base_a_replaced_one_and_a_damaged_one_are_refused() {
     fs::write(&tensors, [&content[..], &[0]].concat()).unwrap();
     assert!(load(&hash, &identity).unwrap_err().contains("run `eka export-adapter` again"));
 }
+
+#[test]
+fn a_base_that_another_version_has_arranged_in_another_way_is_refused() {
+    let beside = Beside::new(&root().join(ADAPTERS).join("bases/llama"), WeightFormat::Full);
+    let file = beside.model().join("adapter_base.json");
+    let mut base: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    base["linears"] = "0".repeat(64).into();
+    fs::write(&file, base.to_string()).unwrap();
+    let adapter = root().join(ADAPTERS).join("layers/adapter");
+    let error = beside.add("one", &adapter).unwrap_err();
+    assert!(error.contains("another version of eka") && error.contains("export the base again"), "{error}");
+    fs::remove_file(&file).unwrap();
+    let error = beside.add("one", &adapter).unwrap_err();
+    assert!(error.contains("adapter_base.json") && error.contains("export the base again"), "{error}");
+}

@@ -1,6 +1,9 @@
 //! Adapters beside one base in the real program: each request gets its own, also under faults and while adapters come and go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::unix::fs::symlink,
+};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -8,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::{
     adapters::BaseWithAdapters,
     processes::send_signal,
-    program::{Program, argument},
+    program::{Expected, Program, argument, expected, root},
 };
 
 const ADAPTERS: u64 = 6;
@@ -65,7 +68,7 @@ async fn spoken(program: &Program) -> BTreeMap<String, String> {
 async fn every_request_gets_its_own_adapter_under_faults() {
     let base = BaseWithAdapters::new(ADAPTERS);
     let expected = spoken(&start(&base, &[]).await).await;
-    let faults = ["--faults", "crash@decode:5,every=7", "--set", "models.adapters_bytes=60000"];
+    let faults = ["--faults", "crash@decode:5,every=7", "--set", "models.adapters_bytes=12000"];
     let program = start(&base, &faults).await;
     for _ in 0..3 {
         let requests = names().into_iter().chain(names().into_iter().rev()).map(|name| {
@@ -198,4 +201,21 @@ async fn adapters_above_the_memory_limit_are_refused_and_the_model_still_answers
     let (status, _) = gpu.ask("/v1/completions", &request("base:a0")).await;
     assert_eq!(status, 503);
     assert!(gpu.log().contains("merge the adapter into the model instead"), "{}", gpu.log());
+}
+
+#[tokio::test]
+async fn the_demonstration_adapter_beside_its_base_gives_the_answers_of_the_merged_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("demo");
+    std::fs::create_dir_all(source.join("adapters")).unwrap();
+    let demo = root().join("models/demo");
+    symlink(demo.join("base"), source.join("base")).unwrap();
+    symlink(demo.join("adapter"), source.join("adapters/indic")).unwrap();
+    // A source directory: the base and its adapters are exported into the cache.
+    let program = Program::start(&["--model", argument(&source)]).await;
+    for Expected { prompt, text, .. } in expected() {
+        let body = json!({ "model": "demo:indic", "messages": [{ "role": "user", "content": prompt }] });
+        let (status, answer) = program.ask("/generate-lite", &body).await;
+        assert_eq!((status, answer["text"].as_str()), (200, Some(&*text)), "{prompt}: {answer}");
+    }
 }
