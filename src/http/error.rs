@@ -90,6 +90,8 @@ pub(crate) enum ApiError {
         "no response {id:?} is stored, or no longer; responses are stored if server.stored_responses_bytes is set"
     )]
     ResponseNotFound { id: String },
+    #[error("no node {name:?} reports to this gateway; GET /v1/slot lists all nodes")]
+    NodeNotFound { name: String },
     #[error("no model {asked:?}; available models: {served}")]
     ModelNotFound { asked: String, served: String },
     #[error("model {model:?} has no adapter {asked:?}; {}", of_model(served))]
@@ -162,6 +164,7 @@ impl ApiError {
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::SavedPromptNotFound { .. } => (S::NOT_FOUND, "saved_prompt_not_found"),
             Self::ResponseNotFound { .. } => (S::NOT_FOUND, "response_not_found"),
+            Self::NodeNotFound { .. } => (S::NOT_FOUND, "node_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::AdapterNotFound { .. } => (S::NOT_FOUND, "adapter_not_found"),
             Self::ModelUnavailable(_) => (S::SERVICE_UNAVAILABLE, "model_unavailable"),

@@ -105,7 +105,7 @@ impl Kernel for QuantizedNode {
         }
         let added = self.adapters.read(context, &self.limits, kind, (input, matrix.depth()))?;
         let output = Parts::of(output);
-        let product = Product { matrix, rounded: &rounded, output };
+        let product = Product { matrix, rounded: rounded.all(), output };
         shared(context, &self.limits, [rows, matrix.panels()], |panels| {
             // SAFETY: shares do not overlap; the processor has these instructions.
             unsafe { product.panels(kind, panels.clone()) };

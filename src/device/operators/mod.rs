@@ -4,6 +4,7 @@
 //! - `eka:MatMulInt4`, `eka:MatMulInt8`: what `com.microsoft:MatMulNBits` computes at accuracy level 4, over such a matrix.
 //! - `eka:MatMulFloat32`, `eka:MatMulFloat16`: what `com.microsoft:FusedMatMul` computes, over float weights as they are in
 //!   the file.
+//! - `eka:MoE`, `eka:MoEFloat32`, `eka:MoEFloat16`: the experts that the tokens of a sparse MLP choose.
 //! - [`LowRank`]: what a LoRA adapter adds to a product, for the adapters of a run.
 //! - `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
 //!
@@ -42,6 +43,7 @@ mod low_rank_product;
 #[cfg(test)]
 mod low_rank_tests;
 mod matmul;
+mod moe;
 mod names;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -73,7 +75,9 @@ pub use low_rank::{
     AdapterSlot, AdapterWeights, ColumnLengths, ColumnTerms, Floats, LowRank, LowRankError, LowRankPair,
 };
 use matmul::{FloatMatMul, QuantizedMatMul};
-pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, PRODUCT};
+pub use moe::{MOE, MOE_FLOAT16, MOE_FLOAT32, MOE_NUMBERS, Mixture, Routing, Scores, SwiGlu};
+use moe::{MixtureOfExperts, SharedScratch, WeightType};
+pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MIXTURE, PRODUCT};
 pub use packed_weights::{PackedWeights, QuantizedBlocks, WeightBits};
 
 /// What the operators of a graph work with.
@@ -81,6 +85,7 @@ pub use packed_weights::{PackedWeights, QuantizedBlocks, WeightBits};
 pub struct Operators {
     matrices: Vec<Arc<PackedWeights>>,
     has_float_products: bool,
+    mixtures: Vec<Arc<Mixture>>,
     cache: Option<Format>,
     /// Names of the products, with their columns and depth.
     products: Vec<(String, [usize; 2])>,
@@ -92,6 +97,7 @@ impl fmt::Debug for Operators {
         f.debug_struct("Operators")
             .field("matrices", &self.matrices.len())
             .field("has_float_products", &self.has_float_products)
+            .field("mixtures", &self.mixtures.len())
             .field("cache", &self.cache)
             .finish()
     }
@@ -121,6 +127,12 @@ impl Operators {
         self.adapters.get_or_init(|| AdapterSlot::new(self.products.clone())).clone()
     }
 
+    /// Adds a sparse MLP; its number.
+    pub fn add_mixture(&mut self, mixture: Mixture) -> usize {
+        self.mixtures.push(Arc::new(mixture));
+        self.mixtures.len() - 1
+    }
+
     /// Adds eka's attention, with the format of the key-value cache.
     pub fn set_cache_format(&mut self, cache: Format) {
         self.cache = Some(cache);
@@ -135,7 +147,7 @@ impl Operators {
     /// Whether any of them multiplies.
     #[must_use]
     pub fn multiplies(&self) -> bool {
-        !self.matrices.is_empty() || self.has_float_products
+        !self.matrices.is_empty() || !self.mixtures.is_empty() || self.has_float_products
     }
 
     /// Whether there is none.
@@ -157,7 +169,18 @@ impl Operators {
         };
         let float =
             |is_half| FloatMatMul { is_half, limits: limits.clone(), kind, adapters: self.adapter_slot() };
+        let experts = SharedScratch::default();
+        let mixture = |weights| MixtureOfExperts {
+            weights,
+            mixtures: self.mixtures.clone(),
+            scratch: experts.clone(),
+            limits: limits.clone(),
+            kind,
+        };
         let domain = OperatorDomain::new(DOMAIN)?
+            .add(mixture(WeightType::Packed))?
+            .add(mixture(WeightType::Float32))?
+            .add(mixture(WeightType::Float16))?
             .add(quantized(MATMUL_INT4))?
             .add(quantized(MATMUL_INT8))?
             .add(float(false))?

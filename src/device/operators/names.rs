@@ -20,3 +20,6 @@ pub const MATRIX: &str = "matrix";
 
 /// The attribute of every product with its number, by which [adapters](super::AdapterSlot) find it.
 pub const PRODUCT: &str = "product";
+
+/// The attribute of an operator for sparse MLPs with the index of their [`Mixture`](super::Mixture).
+pub const MIXTURE: &str = "mixture";

@@ -14,7 +14,7 @@ use crate::{
         param::Param,
     },
     manifest::{Dims, Dtype, GraphNames},
-    onnx::ElementType,
+    onnx::{Attribute, ElementType},
 };
 
 /// How numbers are stored.
@@ -41,6 +41,8 @@ pub(super) struct Emitter {
     pub(super) linears: Vec<Param>,
     /// The nodes that compute them.
     pub(super) products: Vec<ProductNode>,
+    /// Attributes of the functions for experts, by their numbers.
+    pub(super) mixtures: Vec<Vec<Attribute>>,
     /// Whether the graph computes position ids.
     pub(super) has_position_ids: bool,
 }
