@@ -23,6 +23,69 @@ const TOLERANCE: f32 = 1e-4;
 
 const ADAPTERS: &str = "tests/fixtures/adapters";
 
+/// What must be merged, with the tensor that the error names.
+const REFUSED: [(&str, &str); 13] = [
+    ("embedding", "embed_tokens"),
+    ("embedding-tied", "embed_tokens"),
+    ("head-tied", "embed_tokens"),
+    ("positions", "wpe"),
+    ("dora-embedding", "embed_tokens"),
+    ("saved-head", "lm_head"),
+    ("saved-embedding", "embed_tokens"),
+    ("saved-tied", "embed_tokens"),
+    ("saved-norms", "layernorm"),
+    ("grown", "embed_tokens"),
+    ("grown-lora", "embed_tokens"),
+    ("tokens", "embed_tokens"),
+    ("grown-tokens", "embed_tokens"),
+];
+
+/// The bases of cases whose base is not `llama`.
+const BASES: [(&str, &str); 17] = [
+    ("embedding-tied", "llama-tied"),
+    ("head-tied", "qwen2"),
+    ("positions", "gpt2"),
+    ("dora-conv1d", "gpt2"),
+    ("dora-fused", "bloom"),
+    ("bias-all", "gpt2"),
+    ("bias-lora-only", "bloom"),
+    ("lora-bias", "bloom"),
+    ("patterns", "qwen2"),
+    ("saved-head", "llama-tied"),
+    ("saved-embedding", "llama-tied"),
+    ("saved-tied", "llama-tied"),
+    ("saved-norms", "gemma2"),
+    ("grown", "llama-tied"),
+    ("grown-lora", "llama-tied"),
+    ("tokens", "llama-tied"),
+    ("grown-tokens", "llama-tied"),
+];
+
+/// Every kind of adapter.
+const KINDS: [&str; 21] = [
+    "all-linear",
+    "embedding",
+    "embedding-tied",
+    "head-tied",
+    "positions",
+    "dora-conv1d",
+    "dora-embedding",
+    "dora-fused",
+    "bias-all",
+    "bias-lora-only",
+    "lora-bias",
+    "patterns",
+    "layers",
+    "saved-head",
+    "saved-embedding",
+    "saved-tied",
+    "saved-norms",
+    "grown",
+    "grown-lora",
+    "tokens",
+    "grown-tokens",
+];
+
 /// What transformers and PEFT compute.
 struct Expected {
     prompt: Vec<u32>,
@@ -153,69 +216,11 @@ fn adapters_beside_every_architecture_match_peft_and_leave_the_base_as_it_was() 
 
 #[test]
 fn adapters_of_every_kind_match_peft_or_are_refused_by_name() {
-    // What must be merged, with the tensor that the error names.
-    let refused = [
-        ("embedding", "embed_tokens"),
-        ("embedding-tied", "embed_tokens"),
-        ("head-tied", "embed_tokens"),
-        ("positions", "wpe"),
-        ("dora-embedding", "embed_tokens"),
-        ("saved-head", "lm_head"),
-        ("saved-embedding", "embed_tokens"),
-        ("saved-tied", "embed_tokens"),
-        ("saved-norms", "layernorm"),
-        ("grown", "embed_tokens"),
-        ("grown-lora", "embed_tokens"),
-        ("tokens", "embed_tokens"),
-        ("grown-tokens", "embed_tokens"),
-    ];
-    let bases = [
-        ("embedding-tied", "llama-tied"),
-        ("head-tied", "qwen2"),
-        ("positions", "gpt2"),
-        ("dora-conv1d", "gpt2"),
-        ("dora-fused", "bloom"),
-        ("bias-all", "gpt2"),
-        ("bias-lora-only", "bloom"),
-        ("lora-bias", "bloom"),
-        ("patterns", "qwen2"),
-        ("saved-head", "llama-tied"),
-        ("saved-embedding", "llama-tied"),
-        ("saved-tied", "llama-tied"),
-        ("saved-norms", "gemma2"),
-        ("grown", "llama-tied"),
-        ("grown-lora", "llama-tied"),
-        ("tokens", "llama-tied"),
-        ("grown-tokens", "llama-tied"),
-    ];
-    let cases = [
-        "all-linear",
-        "embedding",
-        "embedding-tied",
-        "head-tied",
-        "positions",
-        "dora-conv1d",
-        "dora-embedding",
-        "dora-fused",
-        "bias-all",
-        "bias-lora-only",
-        "lora-bias",
-        "patterns",
-        "layers",
-        "saved-head",
-        "saved-embedding",
-        "saved-tied",
-        "saved-norms",
-        "grown",
-        "grown-lora",
-        "tokens",
-        "grown-tokens",
-    ];
-    for case in cases {
-        let base = bases.iter().find(|(name, _)| *name == case).map_or("llama", |(_, base)| base);
+    for case in KINDS {
+        let base = BASES.iter().find(|(name, _)| *name == case).map_or("llama", |(_, base)| base);
         let beside = Beside::new(&root().join(ADAPTERS).join("bases").join(base), WeightFormat::Full);
         let added = beside.add("one", &root().join(ADAPTERS).join(case).join("adapter"));
-        if let Some((_, tensor)) = refused.iter().find(|(name, _)| *name == case) {
+        if let Some((_, tensor)) = REFUSED.iter().find(|(name, _)| *name == case) {
             let error = added.expect_err(case);
             assert!(error.contains(tensor) && error.contains("merge it instead"), "{case}: {error}");
             assert!(!manifest::adapter_dir(&beside.model(), "one").exists(), "{case}");

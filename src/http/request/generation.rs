@@ -267,8 +267,7 @@ impl Generation {
         context: &RequestContext<'_>,
     ) -> Result<GenerateParams, FieldError> {
         let delivery = self.delivery()?;
-        let is_limited = route.max_new.is_some();
-        let terms = Terms { is_limited, ..self.terms(context.deadlines)? };
+        let terms = Terms { is_limited: route.max_new.is_some(), ..self.terms(context.deadlines)? };
         route.prompt.check("prompt", context.vocabulary)?;
         check_ids(&self.stop_token_ids, "stop_token_ids", context.vocabulary)?;
         let temperature = context.sampling.temperature.or(Some(route.default_temperature));
