@@ -20,7 +20,7 @@ use safetensors::{
 use super::Model;
 use crate::{
     device::operators::{
-        AdapterSlot, AdapterWeights, ColumnLengths, ColumnTerms, Floats, LowRank, LowRankError, LowRankPair,
+        AdapterWeights, ColumnLengths, ColumnTerms, Floats, LowRank, LowRankError, LowRankPair,
     },
     files,
     manifest::{ADAPTER_TENSORS, AdapterManifest, AdapterManifestError, AdapterProduct},
@@ -143,11 +143,6 @@ impl Model {
             slot.set(&adapters);
         }
     }
-}
-
-/// The slot of a graph, if any of its products can take adapters.
-pub(super) fn slot(operators: &crate::device::operators::Operators) -> Option<AdapterSlot> {
-    operators.multiplies().then(|| operators.adapter_slot())
 }
 
 /// A safetensors file.

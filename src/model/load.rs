@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::{
-    ModelError, Scope, adapters, graph_facts,
+    ModelError, Scope, graph_facts,
     graph_file::{GraphFile, Relocated},
     graph_rewrite, integrity, validate,
 };
 use crate::{
     device::{
         Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions, Threads,
-        operators::{AdapterSlot, Format},
+        operators::{AdapterSlot, Format, Operators},
     },
     manifest::{Dtype, Lengths, Manifest},
     units::Bytes,
@@ -125,7 +125,8 @@ impl Model {
         let is_row_invariant = changed.as_ref().is_some_and(|changed| changed.is_row_invariant);
         let takes_sequences = changed.as_ref().is_some_and(|changed| changed.takes_sequences);
         let hidden = changed.as_ref().and_then(|changed| changed.hidden.clone());
-        let adapters = changed.as_ref().and_then(|changed| adapters::slot(&changed.operators));
+        let adapters = changed.as_ref().map(|changed| &changed.operators).filter(|all| all.multiplies());
+        let adapters = adapters.map(Operators::adapter_slot);
         let graph = graph(&file, changed);
         let captures = options.captures && on_gpu && file.can_repeat_steps(&manifest.graph);
         let options = SessionOptions { captures, ..options };

@@ -24,12 +24,13 @@ const TOLERANCE: f32 = 1e-4;
 const ADAPTERS: &str = "tests/fixtures/adapters";
 
 /// What must be merged, with the tensor that the error names.
-const REFUSED: [(&str, &str); 13] = [
+const REFUSED: [(&str, &str); 14] = [
     ("embedding", "embed_tokens"),
     ("embedding-tied", "embed_tokens"),
     ("head-tied", "embed_tokens"),
     ("positions", "wpe"),
     ("dora-embedding", "embed_tokens"),
+    ("bias-all", "ln_1.bias"),
     ("saved-head", "lm_head"),
     ("saved-embedding", "embed_tokens"),
     ("saved-tied", "embed_tokens"),
@@ -199,7 +200,15 @@ fn adapters_beside_every_architecture_match_peft_and_leave_the_base_as_it_was() 
     for dir in dirs {
         let expected = Expected::read(&dir.join("expected.safetensors"));
         let beside = Beside::new(&dir.join("base"), WeightFormat::Full);
-        beside.add("one", &dir.join("adapter")).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        if let Err(error) = beside.add("one", &dir.join("adapter")) {
+            // Experts are no products of their own.
+            assert!(
+                error.contains("experts.") && error.contains("merge it instead"),
+                "{}: {error}",
+                dir.display()
+            );
+            continue;
+        }
         let mut timeline = beside.open(16);
         let alone = logits(&mut timeline, &expected.prompt);
         let adapter = beside.load(&timeline, "one");

@@ -12,6 +12,7 @@ use crate::support::{
     adapters::BaseWithAdapters,
     processes::send_signal,
     program::{Expected, Program, argument, expected, root},
+    server::eventually,
 };
 
 const ADAPTERS: u64 = 6;
@@ -195,12 +196,12 @@ async fn adapters_above_the_memory_limit_are_refused_and_the_model_still_answers
     let program = start(&base, &["--set", "models.adapters_bytes=1000"]).await;
     let (status, refused) = program.ask("/v1/completions", &request("base:a0")).await;
     assert_eq!((status, &refused["error"]["code"]), (503, &json!("adapter_load_failed")), "{refused}");
-    assert!(program.log().contains("more than models.adapters_bytes"), "{}", program.log());
+    eventually("the reason", || program.log().contains("more than models.adapters_bytes")).await;
     text(&program, "base").await;
-    let gpu = start(&base, &["--set", "engine.own_operators=false"]).await;
-    let (status, _) = gpu.ask("/v1/completions", &request("base:a0")).await;
+    let other = start(&base, &["--set", "engine.own_operators=false"]).await;
+    let (status, _) = other.ask("/v1/completions", &request("base:a0")).await;
     assert_eq!(status, 503);
-    assert!(gpu.log().contains("merge the adapter into the model instead"), "{}", gpu.log());
+    eventually("the reason", || other.log().contains("merge the adapter into the model instead")).await;
 }
 
 #[tokio::test]
