@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames. Both ends must have the same.
-pub const PROTOCOL: u32 = 17;
+pub const PROTOCOL: u32 = 18;
 
 /// Longest payload: room for a prompt of about three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -101,6 +101,8 @@ pub struct WorkerSpec {
     pub kv_keep: Bytes,
     /// Maximum memory for the prefix cache.
     pub prefix_cache: Bytes,
+    /// Maximum memory for adapters.
+    pub adapters: Bytes,
     /// Maximum number of tokens to draft per pass; 0 turns speculative decoding off.
     pub draft_tokens: usize,
     /// Whether the same request must give the same bits, even where that costs drafts and the prefix cache.

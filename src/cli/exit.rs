@@ -118,7 +118,7 @@ impl Exit {
     const fn of_failure(failure: &Failure) -> Option<Self> {
         match failure {
             Failure::Context { .. } => Some(Self::Usage),
-            Failure::Model { .. } | Failure::NanLogits { .. } => Some(Self::Model),
+            Failure::Model { .. } | Failure::Adapter { .. } | Failure::NanLogits { .. } => Some(Self::Model),
             Failure::NoWorker { .. } => Some(Self::Machine),
             _ => None,
         }

@@ -5,12 +5,14 @@
 
 mod backend;
 mod bench;
+mod bench_adapters;
 mod chat;
 mod cluster_options;
 mod doctor;
 mod engine_args;
 mod exit;
 mod export;
+mod export_adapter;
 mod export_report;
 mod fd_limit;
 mod generate;
@@ -39,6 +41,7 @@ mod served_models;
 mod settings;
 mod shutdown;
 mod smoke;
+mod source_adapters;
 mod spawn_server;
 mod stdout_stream;
 #[cfg(unix)]
@@ -77,6 +80,7 @@ enum Command {
     Generate(generate_args::Args),
     Run(generate_args::RunArgs),
     Export(export::Args),
+    ExportAdapter(export_adapter::Args),
     #[command(visible_alias = "show")]
     Inspect(inspect::Args),
     List(models::ListArgs),
@@ -161,6 +165,7 @@ impl Command {
             Self::Generate(args) => args.output,
             Self::Run(args) => args.generate.output,
             Self::Export(args) => args.output,
+            Self::ExportAdapter(args) => args.output,
             Self::Inspect(args) => args.output,
             Self::List(args) => args.output,
             Self::Rm(args) => args.output,
@@ -187,6 +192,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(&args),
         Command::Run(args) => generate::run(&args.with_model()),
         Command::Export(args) => export::run(&args).map(done),
+        Command::ExportAdapter(args) => export_adapter::run(&args).map(done),
         Command::Inspect(args) => inspect::run(&args).map(done),
         Command::List(args) => models::list(&args).map(done),
         Command::Rm(args) => models::rm(&args).map(done),

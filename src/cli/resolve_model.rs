@@ -17,6 +17,7 @@ use anyhow::{Context, bail, ensure};
 use super::{
     exit::{Exit, WithExit},
     progress::Bars,
+    source_adapters,
 };
 use crate::{
     config::{self, Config},
@@ -316,7 +317,9 @@ fn resolved(
     // Paths are sent to the worker as UTF-8, and ids come from directory names.
     ensure!(path.to_str().is_some(), "the path {} is not UTF-8; rename the directory", path.display());
     if !manifest::is_model(&path) {
-        return Ok(ResolvedModel { dir: exported(config, &path, &id, gpu)?, id, draft: None });
+        let dir = exported(config, &path, &id, gpu)?;
+        source_adapters::export(&path, &dir);
+        return Ok(ResolvedModel { dir, id, draft: None });
     }
     // Its owner may have edited the text files, so only graph and weights are checked.
     model::check_directory(&path, config.model.verify, Scope::Weights)?;

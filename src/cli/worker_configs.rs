@@ -156,6 +156,7 @@ fn worker_config(
     device: DeviceChoice,
     models: &[ResolvedModel],
 ) -> anyhow::Result<WorkerConfig> {
+    let part = |of: u64| process_memory::machine_memory().map(|(total, _)| Bytes(total.0 / of));
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
@@ -170,12 +171,12 @@ fn worker_config(
         trim: config.device.trim,
         kv_keep: config.device.kv_keep_bytes,
         prefix_cache: config.engine.prefix_cache_bytes,
+        adapters: config.models.adapters_bytes.or_else(|| part(4)).unwrap_or(Bytes::mib(1024)),
         draft_tokens: config.engine.draft_tokens,
         exact: config.engine.exact,
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
-    let half = process_memory::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive_ms;
     Ok(WorkerConfig {
         label: None,
@@ -183,7 +184,7 @@ fn worker_config(
         arguments: vec![worker::NAME.into()],
         spec,
         models: models.iter().map(model_source).collect::<Result<_, _>>()?,
-        model_memory: config.models.memory_bytes.or(half),
+        model_memory: config.models.memory_bytes.or_else(|| part(2)),
         keep_alive: keep_alive.map_or(KeepAlive::Forever, |keep_alive| KeepAlive::For(keep_alive.into())),
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),

@@ -134,6 +134,10 @@ settings! {
             flag "models" "DIR";
         /// Maximum memory for all loaded models; the least recently used model is unloaded first
         memory_bytes: Option<Bytes>, unset "half of the machine's memory", in 1..=1 << 50;
+        /// Maximum memory of a worker for adapters that are served beside their base; the least recently used adapter is dropped first
+        adapters_bytes: Option<Bytes>, unset "a quarter of the machine's memory", in 1..=1 << 50;
+        /// Interval at which the directories of adapters are read again, so that adapters can be added and removed
+        adapters_scan_ms: Millis = 2000, in 100..=WEEK_MS;
         /// Time after which an unused model is unloaded
         keep_alive_ms: Option<Millis>, unset "until another model needs the memory", in 0..=WEEK_MS;
     }

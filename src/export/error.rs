@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use super::{
     AdapterError, CheckpointError, GgufError, JsonConfigError, NoSuchModule, SourceError, StagingError,
-    TokenizerFilesError, TooLarge, WeightsError, WriteWeightsError,
+    TokenizerFilesError, TooLarge, UnmergedError, WeightsError, WriteWeightsError,
 };
 use crate::text::TextError;
 
@@ -55,6 +55,9 @@ pub enum ExportError {
     /// The weights cannot be written.
     #[error(transparent)]
     WriteWeights(WriteWeightsError),
+    /// The adapter cannot be exported beside its base.
+    #[error(transparent)]
+    Unmerged(#[from] UnmergedError),
     /// The output cannot be written.
     #[error(transparent)]
     Staging(#[from] StagingError),

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     ExportError, Keep, Layout, Options, Source,
+    adapter_base::{self, AdapterBase},
     data_layout::DATA_FILE,
     emit::{Emitted, Precision, emit},
     genai,
@@ -55,7 +56,7 @@ pub(super) const GRAPH_FILE: &str = "model.onnx";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Increases when the written bytes change between two versions of eka, so that cached exports become outdated.
-const REVISION: u32 = 5;
+const REVISION: u32 = 6;
 
 /// Fails when the export should stop.
 fn check_cancelled(progress: &dyn Progress) -> Result<(), ExportError> {
@@ -73,7 +74,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     let formats =
         formats.with_offsets(&input.blueprint, |param, quantizer| input.weights.repacks(param, quantizer));
     let precision = Precision { dtype: options.dtype, formats };
-    let Emitted { graph, layout } = emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
+    let Emitted { graph, layout, products } = emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
     }
@@ -84,6 +85,8 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     let angles = input.blueprint.angles();
     write_weights(&staging.path(DATA_FILE), &layout, (&input.weights, &angles), progress)?;
     staging.write(GRAPH_FILE, &graph)?;
+    let base = AdapterBase::new(&input.config, &input.blueprint, products);
+    staging.write(adapter_base::FILE, &base.to_json())?;
     if let Some(tokenizer_files) = &input.tokenizer_files {
         tokenizer_files.write(&staging)?;
     }

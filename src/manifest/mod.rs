@@ -5,6 +5,7 @@
 //! A directory that onnxruntime-genai's builder wrote has no manifest: its `genai_config.json` is read, which has nearly the
 //! same content.
 
+mod adapter;
 mod error;
 mod genai;
 mod identity;
@@ -14,6 +15,10 @@ mod types;
 mod validate;
 
 pub use self::{
+    adapter::{
+        ADAPTER_FILE, ADAPTER_SCHEMA, ADAPTER_TENSORS, ADAPTERS, AdapterManifest, AdapterManifestError,
+        AdapterPair, AdapterProduct, adapter_dir, is_adapter_name,
+    },
     error::ManifestError,
     identity::identity,
     read::{is_model, path},

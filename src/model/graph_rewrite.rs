@@ -27,7 +27,7 @@ use crate::{
         SessionOptions,
         operators::{
             ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MOE,
-            Operators, WeightBits,
+            Operators, PRODUCT, WeightBits,
         },
     },
     device_spec::{CacheChoice, PackedFileChoice},
@@ -147,8 +147,8 @@ fn cache_format_for(graph: &Graph, cache: CacheChoice) -> Format {
 enum Replacement {
     Matrix(MatrixSource),
     Experts(Experts),
-    /// The operator for float weights.
-    Float(&'static str),
+    /// The operator for float weights, and their columns and depth.
+    Float((&'static str, [usize; 2])),
 }
 
 impl Replacement {
@@ -184,10 +184,11 @@ fn replace_matmuls(graph: &mut Graph, file: &GraphFile, packed_file: PackedFileC
         match replacement {
             None => {}
             Some(Replacement::Experts(experts)) => experts.replace(node, &matrices, &mut operators),
-            Some(Replacement::Float(operator)) => {
+            Some(Replacement::Float((operator, shape))) => {
                 operators.add_float_products();
                 (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
-                node.attribute = Vec::new();
+                let product = operators.name_product(node.name.clone(), shape);
+                node.attribute = vec![number_attribute(PRODUCT, product)];
             }
             Some(Replacement::Matrix(source)) => {
                 let Some(matrix) = matrices.get(&source) else { continue };
@@ -198,26 +199,35 @@ fn replace_matmuls(graph: &mut Graph, file: &GraphFile, packed_file: PackedFileC
                 let number = *numbers.entry(source).or_insert_with(|| operators.add(Arc::clone(matrix)));
                 node.input.truncate(1);
                 (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
-                let (i, r#type) = (Some(i64::try_from(number).ok()?), AttributeType::Int.into());
-                node.attribute = vec![Attribute { name: MATRIX.into(), i, r#type, ..Attribute::default() }];
+                let shape = [matrix.columns(), matrix.depth()];
+                let product = operators.name_product(node.name.clone(), shape);
+                node.attribute = vec![number_attribute(MATRIX, number), number_attribute(PRODUCT, product)];
             }
         }
     }
     Some(operators)
 }
 
-/// The operator that computes what `node` does, if that is a product with a matrix `[columns, depth]` of float weights.
-fn float_operator(node: &Node, initializers: &Initializers) -> Option<&'static str> {
+fn number_attribute(name: &str, number: usize) -> Attribute {
+    let r#type = AttributeType::Int.into();
+    Attribute { name: name.into(), i: i64::try_from(number).ok(), r#type, ..Attribute::default() }
+}
+
+/// The operator that computes what `node` does, if that is a product with a matrix of float weights, and the matrix's columns and
+/// depth.
+fn float_operator(node: &Node, initializers: &Initializers) -> Option<(&'static str, [usize; 2])> {
     let [_, weights] = &node.input[..] else { return None };
     let [attribute] = &node.attribute[..] else { return None };
     let weights = initializers.get(&**weights)?;
     let is_transposed = attribute.name == "transB" && attribute.i == Some(1);
-    if node.op_type != "FusedMatMul" || !is_transposed || weights.dims.len() != 2 {
+    let [columns, depth] = weights.dims[..] else { return None };
+    if node.op_type != "FusedMatMul" || !is_transposed {
         return None;
     }
+    let shape = [usize::try_from(columns).ok()?, usize::try_from(depth).ok()?];
     match ElementType::try_from(weights.data_type) {
-        Ok(ElementType::Float) => Some(MATMUL_FLOAT32),
-        Ok(ElementType::Float16) => Some(MATMUL_FLOAT16),
+        Ok(ElementType::Float) => Some((MATMUL_FLOAT32, shape)),
+        Ok(ElementType::Float16) => Some((MATMUL_FLOAT16, shape)),
         _ => None,
     }
 }

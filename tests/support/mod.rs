@@ -1,5 +1,6 @@
 //! What tests share: servers, programs, models, and checks. Tests borrow from here only.
 
+pub(crate) mod adapters;
 pub(crate) mod cluster;
 pub(crate) mod decoding;
 pub(crate) mod export_sources;

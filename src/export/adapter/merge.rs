@@ -208,7 +208,7 @@ impl From<TensorsError> for MergeError {
 }
 
 /// The values for `rows` of `param` in a tensor with `width` numbers for each stored line.
-fn lines(
+pub(super) fn lines(
     file: &TensorFile,
     tensor: &str,
     param: &Param,

@@ -98,6 +98,21 @@ impl MergePlan {
         self.origins.get(name)
     }
 
+    /// Every [`origin`](Self::origin), by the name of its tensor.
+    pub(super) fn origins(&self) -> impl Iterator<Item = (&String, &Origin)> {
+        self.origins.iter()
+    }
+
+    /// Every change, by the name of its tensor.
+    pub(super) fn deltas(&self) -> impl Iterator<Item = (&String, &Vec<Delta>)> {
+        self.deltas.iter()
+    }
+
+    /// The changes of the tensor called `name`.
+    pub(super) fn deltas_of(&self, name: &str) -> &[Delta] {
+        self.deltas.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether an adapter changes the tensor called `name`.
     pub(in crate::export) fn changes(&self, name: &str) -> bool {
         self.origins.contains_key(name) || self.deltas.contains_key(name)

@@ -24,6 +24,7 @@ mod error;
 mod experts;
 mod merge;
 mod merge_plan;
+mod node_delta;
 mod patterns;
 mod peft_adapter;
 mod target_modules;
@@ -36,5 +37,6 @@ pub(super) use self::{
     error::CONFIG,
     merge::MergeError,
     merge_plan::{MergePlan, Origin},
+    node_delta::{NodeDelta, PairDelta},
     peft_adapter::{Adapter, check_settings},
 };

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     export::{
         blueprint::{Norm, NormKind},
@@ -9,6 +11,7 @@ use crate::{
         dtype_encoding,
         formats::Formats,
         graph::{Builder, Op, float_attribute, int_attribute},
+        param::Param,
     },
     manifest::{Dims, Dtype, GraphNames},
     onnx::{Attribute, ElementType},
@@ -34,10 +37,28 @@ pub(super) struct Emitter {
     pub(super) projected: Vec<[String; 3]>,
     /// Inputs of linear layers whose blocks are summed.
     pub(super) block_sums: BTreeSet<String>,
+    /// The weights of the blueprint's linear layers, in its order.
+    pub(super) linears: Vec<Param>,
+    /// The nodes that compute them.
+    pub(super) products: Vec<ProductNode>,
     /// Attributes of the functions for experts, by their numbers.
     pub(super) mixtures: Vec<Vec<Attribute>>,
     /// Whether the graph computes position ids.
     pub(super) has_position_ids: bool,
+}
+
+/// A node that computes linear layers, one after the other in its output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::export) struct ProductNode {
+    /// Its name.
+    pub node: String,
+    /// The node that adds what the offsets of blocks give to the same output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offsets: Option<String>,
+    /// Numbers of the layers in the order of [`Blueprint::linears`](crate::export::blueprint::Blueprint::linears). A head that is
+    /// tied to the embedding has the number after the last.
+    pub linears: Vec<usize>,
 }
 
 /// Names of the tensors that hold the total length, as attention wants it.

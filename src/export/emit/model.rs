@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    emitter::{Emitter, Length, Precision, of_layer, rotary_names},
+    emitter::{Emitter, Length, Precision, ProductNode, of_layer, rotary_names},
     matrix::Matrix,
 };
 use crate::{
@@ -22,6 +22,8 @@ pub(in crate::export) struct Emitted {
     /// Content of `model.onnx`.
     pub graph: Vec<u8>,
     pub layout: DataLayout,
+    /// The nodes that compute linear layers.
+    pub products: Vec<ProductNode>,
 }
 
 /// Emits `blueprint` with `precision` and inputs as `names` has them, over the data file `data_file`.
@@ -40,11 +42,13 @@ pub(in crate::export) fn emit(
         layout: DataLayout::default(),
         projected: Vec::new(),
         block_sums: BTreeSet::new(),
+        linears: blueprint.linears().map(|linear| linear.weight.clone()).collect(),
+        products: Vec::new(),
         mixtures: Vec::new(),
         has_position_ids: false,
     };
     emitter.model(blueprint)?;
-    Ok(Emitted { graph: emitter.graph.encode(), layout: emitter.layout })
+    Ok(Emitted { graph: emitter.graph.encode(), layout: emitter.layout, products: emitter.products })
 }
 
 /// Index of the last position, for graphs without an input that selects positions.

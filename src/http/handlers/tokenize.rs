@@ -99,7 +99,7 @@ pub(crate) async fn tokenize(mut request: ApiRequest) -> Result<HttpResponse, Ap
         let (with_pieces, with_texts) = (request.with_pieces, request.return_token_strs);
         Ok((request.source()?, with_pieces, with_texts))
     });
-    let Taken { text, value: (source, with_pieces, with_texts), share, ignored } = taken.await?;
+    let Taken { text, value: (source, with_pieces, with_texts), share, ignored, .. } = taken.await?;
     let model = ServedModel { state: &request.state, text: &text };
     let (source, special) = match source {
         Source::Text { text, add_special: true } => (text, Special::Added),
@@ -143,7 +143,7 @@ pub(crate) async fn detokenize(mut request: ApiRequest) -> Result<HttpResponse, 
         check_ids(&request.tokens, "tokens", text.card().vocabulary)?;
         Ok(request.tokens)
     });
-    let Taken { text, value: ids, share, ignored } = taken.await?;
+    let Taken { text, value: ids, share, ignored, .. } = taken.await?;
     let cost = Cost::of_text(ids.len());
     let json = move || {
         let content = text.decode_with_special(&ids);
@@ -156,7 +156,7 @@ pub(crate) async fn detokenize(mut request: ApiRequest) -> Result<HttpResponse, 
 /// `POST /apply-template`.
 pub(crate) async fn apply_template(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
     let taken = request.take(|request: ApplyTemplateRequest, _| Ok(request.conversation()?));
-    let Taken { text, value: conversation, share, ignored } = taken.await?;
+    let Taken { text, value: conversation, share, ignored, .. } = taken.await?;
     let prompt = ServedModel { state: &request.state, text: &text }.render(conversation).await?;
     drop(share);
     answer(&request.state, Cost::of_json(prompt.len()), ignored, move || to_json(&RenderedPrompt { prompt }))

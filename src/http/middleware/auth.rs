@@ -139,9 +139,8 @@ pub(crate) fn model_for<'a>(
     models: &'a ModelRegistry,
     asked: Option<&str>,
 ) -> Result<&'a Arc<Text>, ApiError> {
-    let asked = asked.map(|asked| models.resolve(asked));
     if let Some(asked) = asked {
-        check_model_for(key, asked)?;
+        check_model_for(key, models.resolve(asked))?;
     }
     let text = models.find(asked)?;
     check_model_for(key, &text.card().id)?;

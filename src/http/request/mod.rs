@@ -1,5 +1,6 @@
 //! From bytes to a checked request.
 
+mod adapters;
 mod admin;
 mod anthropic;
 mod anthropic_messages;
@@ -34,6 +35,7 @@ mod tool_definitions;
 mod tools;
 
 pub(super) use self::{
+    adapters::AdapterChoice,
     admin::{CacheRequest, LoadRequest, LogRequest, RestorePrompt, SavePrompt},
     anthropic::MessagesRequest,
     body::{ApiRequest, Taken},
