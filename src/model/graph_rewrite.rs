@@ -146,7 +146,7 @@ fn cache_format_for(graph: &Graph, cache: CacheChoice) -> Format {
 /// What a product or sparse MLP is replaced by.
 enum Replacement {
     Matrix(MatrixSource),
-    Experts(Experts),
+    Experts(Box<Experts>),
     /// The operator for float weights, and their columns and depth.
     Float((&'static str, [usize; 2])),
 }
@@ -154,7 +154,7 @@ enum Replacement {
 impl Replacement {
     fn of(node: &Node, initializers: &Initializers) -> Option<Self> {
         let matrix = || MatrixSource::of(node, initializers).map(Self::Matrix);
-        let experts = || Experts::of(node, initializers).map(Self::Experts);
+        let experts = || Experts::of(node, initializers).map(Box::new).map(Self::Experts);
         matrix().or_else(experts).or_else(|| float_operator(node, initializers).map(Self::Float))
     }
 

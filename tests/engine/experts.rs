@@ -69,10 +69,10 @@ fn plain(dir: &Path) -> Timeline {
 }
 
 /// The root of the mean square of the difference, as a share of that of `expected`.
-fn off(found: &[f32], expected: &[f32]) -> f32 {
+fn off(found: &[f32], expected: &[f32]) -> f64 {
     let size = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| f64::from(x * x)).sum::<f64>();
     let difference = size(&mut found.iter().zip(expected).map(|(a, b)| a - b));
-    (difference / size(&mut expected.iter().copied())).sqrt() as f32
+    (difference / size(&mut expected.iter().copied())).sqrt()
 }
 
 #[test]

@@ -6,7 +6,8 @@ use super::{
     Adapter, AdapterError,
     deltas::check_shape,
     experts,
-    merge::{Change, Delta, MergeError, add_squares},
+    merge::{Change, Delta, add_squares},
+    merge_error::MergeError,
     target_modules::{Changes, EmbeddingAndHead, TargetModule, WeightTie, target_modules},
     tensors::{Part, equal},
 };

@@ -21,8 +21,10 @@
 mod adapter_config;
 mod deltas;
 mod error;
+mod expert_product;
 mod experts;
 mod merge;
+mod merge_error;
 mod merge_plan;
 mod node_delta;
 mod patterns;
@@ -35,7 +37,7 @@ mod tests;
 pub use self::error::AdapterError;
 pub(super) use self::{
     error::CONFIG,
-    merge::MergeError,
+    merge_error::MergeError,
     merge_plan::{MergePlan, Origin},
     node_delta::{NodeDelta, PairDelta},
     peft_adapter::{Adapter, check_settings},

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{
     AdapterError,
-    merge::{Change, Delta, LowRank, Magnitude, MergeError, lines},
+    merge::{Change, Delta, LowRank, Magnitude, lines},
+    merge_error::MergeError,
     merge_plan::{AdapterTensor, MergePlan, Origin},
 };
 use crate::export::{blueprint::Linear, param::Param};
