@@ -72,7 +72,7 @@ struct Found {
 type Stamp = (Option<SystemTime>, u64);
 
 impl AdapterRegistry {
-    /// For models in these directories, by their ids. Nothing is found before the first [`scan`](Self::scan).
+    /// For models in these directories, by their ids. Nothing is found before the first scan.
     #[must_use]
     pub fn new(dirs: BTreeMap<String, PathBuf>) -> Self {
         Self { dirs: Arc::new(dirs), ..Self::default() }

@@ -45,6 +45,7 @@ pub struct Job {
     /// Which entries of the prefix cache it may use, and which jobs may use its own.
     pub cache_salt: CacheSalt,
     /// Adapters that change the model for this job, in the order in which they are added.
+    #[serde(default)]
     pub adapters: Vec<JobAdapter>,
     /// Gives the prompt's embedding instead of an answer.
     pub embedding: Option<Pooling>,
