@@ -20,7 +20,8 @@ use super::{
     graph_file::GraphFile,
     hidden_states,
     moe_nodes::Experts,
-    packed_matrices::{self, Initializers, MatrixSource},
+    packed_cache,
+    packed_matrices::{Initializers, MatrixSource},
 };
 use crate::{
     device::{
@@ -177,7 +178,7 @@ fn replace_matmuls(graph: &mut Graph, file: &GraphFile, packed_file: PackedFileC
     let sources = replacements.iter().flatten().flat_map(Replacement::sources);
     let distinct = sources.filter(|source| seen.insert(*source)).cloned().collect();
     let (dir, name) = (file.path().parent()?, file.path().file_name()?.to_str()?);
-    let matrices = packed_matrices::load(dir, name, distinct, packed_file);
+    let matrices = packed_cache::load(dir, name, distinct, packed_file);
     let mut operators = Operators::default();
     let mut numbers = BTreeMap::new();
     for (node, replacement) in graph.node.iter_mut().zip(replacements) {

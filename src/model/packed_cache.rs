@@ -15,6 +15,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -22,12 +23,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::{Builder, NamedTempFile};
 
-use super::packed_matrices::{MatrixSource, Packer};
+use super::packed_matrices::{Matrices, MatrixSource, Packer};
 use crate::{
     device::{
         operators::{PackedFile, PackedShape, PackedWeights},
         process_memory,
     },
+    device_spec::PackedFileChoice,
     files,
 };
 
@@ -83,6 +85,16 @@ struct Place {
     unit: f32,
 }
 
+/// The matrices of the graph `name` in `dir` that eka's operators can use, each packed once.
+pub(super) fn load(dir: &Path, name: &str, sources: Vec<MatrixSource>, choice: PackedFileChoice) -> Matrices {
+    let mut packer = Packer::new(dir);
+    let bytes = sources.iter().filter_map(|source| source.shape()?.bytes()).sum();
+    let from_file = if choice.applies_to(bytes) { kept(dir, name, &sources, &mut packer) } else { None };
+    let packed = from_file.unwrap_or_else(|| sources.iter().map(|source| packer.pack(source)).collect());
+    let found = |(source, matrix): (_, Option<_>)| Some((source, Arc::new(matrix?)));
+    sources.into_iter().zip(packed).filter_map(found).collect()
+}
+
 /// The file of the graph `name` in `dir`.
 pub(super) fn path(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.packed"))
@@ -90,7 +102,7 @@ pub(super) fn path(dir: &Path, name: &str) -> PathBuf {
 
 /// The matrices of `sources` from the file of the graph `name` in `dir`, which is made if there is none, or not for these
 /// sources. `None` where it cannot be made; the reason is logged.
-pub(super) fn load(
+fn kept(
     dir: &Path,
     name: &str,
     sources: &[MatrixSource],

@@ -4,13 +4,9 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    external_data::{ExternalData, TensorRange},
-    packed_cache,
-};
+use super::external_data::{ExternalData, TensorRange};
 use crate::{
     device::operators::{PackedShape, PackedStorage, PackedWeights, QuantizedBlocks, WeightBits},
-    device_spec::PackedFileChoice,
     onnx::{Node, Tensor},
 };
 
@@ -118,15 +114,4 @@ impl<'a> Packer<'a> {
         };
         PackedWeights::new(blocks, &mut self.storage)
     }
-}
-
-/// The matrices of the graph `name` in `dir` that eka's operators can use, each packed once.
-pub(super) fn load(dir: &Path, name: &str, sources: Vec<MatrixSource>, choice: PackedFileChoice) -> Matrices {
-    let mut packer = Packer::new(dir);
-    let bytes = sources.iter().filter_map(|source| source.shape()?.bytes()).sum();
-    let kept =
-        if choice.applies_to(bytes) { packed_cache::load(dir, name, &sources, &mut packer) } else { None };
-    let packed = kept.unwrap_or_else(|| sources.iter().map(|source| packer.pack(source)).collect());
-    let found = |(source, matrix): (_, Option<_>)| Some((source, Arc::new(matrix?)));
-    sources.into_iter().zip(packed).filter_map(found).collect()
 }
