@@ -15,6 +15,7 @@ use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
     error::Error as StdError,
+    future::poll_fn,
     io,
     net::SocketAddr,
     pin::{Pin, pin},
@@ -44,6 +45,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    runtime::Handle,
     time::{interval, timeout},
 };
 
@@ -64,6 +66,10 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 
 /// Bytes of an answer that wait for the client in a connection.
 const MAX_SEND_BUFFER: usize = 64 << 10;
+
+/// Bytes of a body that are read and dropped after an early answer, and the time for it.
+const MAX_DRAINED: usize = 16 << 20;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a client that waits for an answer is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -180,7 +186,7 @@ fn to_actix(request: hyper::Request<Incoming>, origin: &Origin) -> Option<Reques
     let payload: Payload = if body.is_end_stream() {
         Payload::None
     } else {
-        Payload::Stream { payload: Box::pin(IncomingData(body)) }
+        Payload::Stream { payload: Box::pin(IncomingData(Some(body))) }
     };
     let mut request = Request::with_payload(payload);
     let head = request.head_mut();
@@ -232,14 +238,15 @@ fn status_only(status: hyper::StatusCode) -> hyper::Response<Outgoing> {
     answer
 }
 
-/// The body of a request.
-struct IncomingData(Incoming);
+/// The body of a request; `None` after its end.
+struct IncomingData(Option<Incoming>);
 
 impl Stream for IncomingData {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        while let Some(frame) = ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+        while let Some(body) = &mut self.0 {
+            let Some(frame) = ready!(Pin::new(body).poll_frame(cx)) else { break };
             let data = frame.map(Frame::into_data);
             match data.map_err(|error| PayloadError::Io(io::Error::other(error))) {
                 Ok(Ok(data)) => return Poll::Ready(Some(Ok(data))),
@@ -248,7 +255,28 @@ impl Stream for IncomingData {
                 Err(error) => return Poll::Ready(Some(Err(error))),
             }
         }
+        self.0 = None;
         Poll::Ready(None)
+    }
+}
+
+/// Reads on after an early answer: a stream that ends before its body is reset, and older clients (curl 7.88) take that for an
+/// error and drop the answer.
+impl Drop for IncomingData {
+    fn drop(&mut self) {
+        if let (Some(body), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(timeout(DRAIN_TIMEOUT, drain(body)));
+        }
+    }
+}
+
+/// Reads and drops the rest of a body, up to [`MAX_DRAINED`] bytes.
+async fn drain(mut body: Incoming) {
+    let mut drained = 0;
+    while drained <= MAX_DRAINED
+        && let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
+    {
+        drained += frame.data_ref().map_or(0, Bytes::len);
     }
 }
 
