@@ -36,7 +36,7 @@ pub type Commands =
 /// Gives the readiness of each device, or of each slot of a cluster, by its name.
 pub type DeviceStates = Arc<dyn Fn() -> Vec<(String, Readiness)> + Send + Sync>;
 
-/// Makes a node of a cluster stop after the requests that it has; `false` if there is no such node.
+/// Makes a node of a cluster stop after the requests that it has; `false` if the node is unknown.
 pub type DrainNode = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Says whether something can answer requests for a model, by its id.

@@ -57,7 +57,7 @@ pub enum AdapterLoadError {
         /// Its directory.
         dir: PathBuf,
     },
-    /// The graph has no such node.
+    /// The graph has no node of that name.
     #[error(
         "{}: the adapter changes the node {node}, which eka's operators do not compute in this model; merge the adapter into the \
          model instead", dir.display()

@@ -121,7 +121,7 @@ impl ServedWeights {
 
     fn node(&self, name: &str) -> Result<&Node, UnmergedError> {
         let found = self.graph.node.iter().find(|node| node.name == name);
-        found.ok_or_else(|| self.wrong(format!("there is no node {name}")))
+        found.ok_or_else(|| self.wrong(format!("the node {name} is missing")))
     }
 
     fn input(&self, node: &Node, index: usize) -> Result<&Tensor, UnmergedError> {
