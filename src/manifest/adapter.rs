@@ -15,7 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::FileRecord;
+use super::{FileRecord, json::to_json};
 use crate::files;
 
 /// The folder with the adapters of a model directory.
@@ -131,13 +131,10 @@ impl AdapterManifest {
         Ok((manifest, Sha256::digest(&json).into()))
     }
 
-    /// The content of the file: indented, with a final newline.
+    /// The content of the file.
     #[must_use]
-    #[expect(clippy::missing_panics_doc, reason = "plain data with string keys")]
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("plain data serialises");
-        json.push('\n');
-        json
+        to_json(self)
     }
 }
 

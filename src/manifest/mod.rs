@@ -9,6 +9,7 @@ mod adapter;
 mod error;
 mod genai;
 mod identity;
+mod json;
 pub mod layout;
 mod read;
 mod types;
