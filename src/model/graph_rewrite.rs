@@ -18,7 +18,7 @@ use prost::Message;
 use super::{
     float16_casts,
     graph_file::GraphFile,
-    hidden_states,
+    hidden_states::{self, HiddenStates},
     moe_nodes::Experts,
     packed_cache,
     packed_matrices::{Initializers, MatrixSource},
@@ -43,7 +43,7 @@ pub(super) struct RewrittenGraph {
     /// Whether every node gives a row the same bits whatever other rows it is computed with.
     pub(super) is_row_invariant: bool,
     /// The output with the hidden states that the head reads, if there is one.
-    pub(super) hidden: Option<String>,
+    pub(super) hidden: Option<HiddenStates>,
     /// Whether a pass may be over [several sequences](crate::device::operators::PassSequence), each with the bits that it has
     /// in passes by itself.
     pub(super) takes_sequences: bool,
