@@ -13,15 +13,13 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use super::{
+    calibration_text::windows,
     engine_args::EngineArgs,
     logits::{Difference, divergence, log_softmax},
-    progress::Bars,
 };
 use crate::{
     device::Device,
     engine::{Forward, Timeline},
-    export::{self, Options, Storage},
-    manifest::Dtype,
     text::Text,
 };
 
@@ -48,27 +46,11 @@ impl<'a> Reporter<'a> {
         Ok(Self { path, text, engine, device: engine.device()? })
     }
 
-    /// Compares the export of `options` with a temporary float32 export.
+    /// Compares the export in `found` with the float32 export in `expected`.
     ///
     /// # Errors
-    /// When the float32 export fails, or a model does not run.
-    pub(super) fn compare(&self, options: &Options) -> anyhow::Result<Comparison> {
-        let beside = options.output.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let dir = tempfile::tempdir_in(beside.unwrap_or(Path::new("."))).with_context(|| {
-            format!("cannot create a temporary directory beside {}", options.output.display())
-        })?;
-        let output = dir.path().join("float32");
-        let float32 = Options {
-            weights: Storage::default(),
-            dtype: Dtype::Float32,
-            output: output.clone(),
-            ..options.clone()
-        };
-        export::export(&float32, &Bars::new()).context("the float32 export for the comparison")?;
-        self.compare_dirs(&options.output, &output)
-    }
-
-    fn compare_dirs(&self, found: &Path, expected: &Path) -> anyhow::Result<Comparison> {
+    /// When a model does not run.
+    pub(super) fn compare(&self, found: &Path, expected: &Path) -> anyhow::Result<Comparison> {
         let text = Text::open(found, "report")?;
         let mut models = [self.open(found)?, self.open(expected)?];
         let window = WINDOW.min(models[0].capacity());
@@ -88,15 +70,6 @@ impl<'a> Reporter<'a> {
     fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
         self.engine.open_on(&self.device, dir)
     }
-}
-
-/// `text` in windows of at most `max` tokens, each with the special tokens that the tokenizer puts before a text.
-fn windows(text: &Text, content: &str, max: usize) -> anyhow::Result<Vec<Vec<u32>>> {
-    let start = text.encode("")?;
-    let ids = text.encode(content)?;
-    let ids = ids.strip_prefix(&start[..]).unwrap_or(&ids);
-    let max = max.saturating_sub(start.len()).max(1);
-    Ok(ids.chunks(max).map(|ids| [&start[..], ids].concat()).collect())
 }
 
 fn logits(model: &mut Timeline, window: &[u32]) -> anyhow::Result<Vec<f32>> {
@@ -200,7 +173,9 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::export::{AdapterSource, Existing, Rounding, Source, WeightFormat, ZeroPoints};
+    use crate::export::{
+        self, AdapterSource, Existing, Options, Rounding, Source, Storage, WeightFormat, ZeroPoints,
+    };
 
     #[derive(Parser)]
     struct Command {
@@ -257,7 +232,7 @@ mod tests {
         fn compare(&self, reporter: &Reporter, weights: Storage) -> Comparison {
             let output = self.dir.path().join("quantized");
             self.export(&output, weights);
-            reporter.compare_dirs(&output, &self.float32).unwrap()
+            reporter.compare(&output, &self.float32).unwrap()
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod backend;
 mod bench;
+mod calibration_text;
 mod chat;
 mod cluster_options;
 mod doctor;
@@ -13,6 +14,7 @@ mod exit;
 mod export;
 mod export_report;
 mod fd_limit;
+mod float_export;
 mod generate;
 mod generate_args;
 mod health;

@@ -15,13 +15,13 @@ use std::{
 
 use crate::{
     device_spec::{BlockSize, WeightFormat},
-    manifest::{Override, Quantization},
+    manifest::{Dtype, Override, Quantization},
 };
 
 use super::{
     blueprint::{Blueprint, Linear, LmHead},
     param::{Param, module},
-    quantize::{Bits, Quantizer, Rounding, ZeroPoints},
+    quantize::{Bits, Quantizer, Rounding, ScaleType, ZeroPoints},
 };
 
 /// `MatMulNBits`' accuracy level that lets the CPU multiply in int8. Every other level is slower there, up to a hundred
@@ -149,7 +149,8 @@ impl Storage {
         };
         let Self { block_size, zero_points, rounding, .. } = *self;
         let block_size = block_size.get();
-        Some(Quantizer { bits, block_size, zero_points, rounding, has_offsets: false })
+        let scale_type = ScaleType::default();
+        Some(Quantizer { bits, block_size, zero_points, scale_type, rounding, has_offsets: false })
     }
 }
 
@@ -185,8 +186,18 @@ impl Formats {
         self
     }
 
+    /// The same, in a graph that computes in `dtype`.
+    pub(super) fn for_graph(mut self, dtype: Dtype) -> Self {
+        for quantizer in self.modules.values_mut().chain([&mut self.others]).flatten() {
+            quantizer.scale_type = ScaleType::of_graph(dtype);
+        }
+        self
+    }
+
+    /// How `param` is quantized, if at all: in blocks that divide its rows where there are such blocks.
     pub(super) fn of(&self, param: &Param) -> Option<Quantizer> {
-        self.modules.get(param.module()).copied().unwrap_or(self.others)
+        let quantizer = self.modules.get(param.module()).copied().unwrap_or(self.others)?;
+        Some(quantizer.fitting(param.shape.cols()))
     }
 }
 

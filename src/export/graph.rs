@@ -148,7 +148,8 @@ pub(super) fn float_attribute(name: &str, value: f32) -> Attribute {
     Attribute { name: name.into(), f: Some(value), i: None, r#type: AttributeType::Float.into() }
 }
 
-fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfo {
+/// The declaration of an input or output.
+pub(super) fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfo {
     let dimension = |dim: &Dim| Dimension {
         value: Some(match *dim {
             Dim::Known(n) => Extent::Known(int(n)),

@@ -43,6 +43,7 @@
 mod adapter;
 mod architectures;
 mod blueprint;
+mod calibration;
 mod checkpoint;
 mod data_layout;
 mod disk;
@@ -60,6 +61,7 @@ mod inspect;
 mod json_config;
 mod known_blocks;
 mod load_sources;
+mod observe;
 mod options;
 mod packed;
 mod param;
@@ -90,6 +92,7 @@ mod write_weights;
 
 pub use self::{
     adapter::AdapterError,
+    calibration::{Calibration, gram_parts},
     checkpoint::CheckpointError,
     data_layout::TooLarge,
     error::ExportError,
@@ -97,6 +100,7 @@ pub use self::{
     gguf::{GgufError, is_gguf},
     inspect::{InspectError, Operator, identify, operators},
     json_config::JsonConfigError,
+    observe::{ObservedInput, ObservedModel},
     options::{AdapterSource, Layout, Options, Source},
     progress::{Progress, Stage},
     provenance::SourceError,

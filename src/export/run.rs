@@ -13,7 +13,7 @@ use super::{
     progress::{Progress, Stage},
     provenance,
     staging::{self, Staging},
-    write_weights::write_weights,
+    write_weights::{Fill, write_weights},
 };
 use crate::{
     files,
@@ -55,7 +55,7 @@ pub(super) const GRAPH_FILE: &str = "model.onnx";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Increases when the written bytes change between two versions of eka, so that cached exports become outdated.
-const REVISION: u32 = 5;
+const REVISION: u32 = 6;
 
 /// Writes a model directory, complete or not at all.
 ///
@@ -64,11 +64,11 @@ const REVISION: u32 = 5;
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = load(options)?;
-    let formats = options.weights.formats(&input.blueprint)?;
+    let formats = options.weights.formats(&input.blueprint)?.for_graph(options.dtype);
     let formats =
         formats.with_offsets(&input.blueprint, |param, quantizer| input.weights.repacks(param, quantizer));
     let precision = Precision { dtype: options.dtype, formats };
-    let Emitted { graph, layout } = emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
+    let Emitted { graph, layout, .. } = emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
     }
@@ -76,7 +76,13 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     staging.reserve(DATA_FILE, Bytes(layout.bytes()))?;
     let sources = input.identify(progress)?;
     let angles = input.blueprint.angles();
-    write_weights(&staging.path(DATA_FILE), &layout, (&input.weights, &angles), progress)?;
+    let fill = Fill {
+        layout: &layout,
+        weights: &input.weights,
+        angles: &angles,
+        calibration: options.calibration.as_deref(),
+    };
+    write_weights(&staging.path(DATA_FILE), fill, progress)?;
     staging.write(GRAPH_FILE, &graph)?;
     if let Some(tokenizer_files) = &input.tokenizer_files {
         tokenizer_files.write(&staging)?;
@@ -122,7 +128,7 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
 }
 
 /// Opens the sources and applies what concerns the whole model.
-fn load(options: &Options) -> Result<LoadedSources, ExportError> {
+pub(super) fn load(options: &Options) -> Result<LoadedSources, ExportError> {
     let mut input = LoadedSources::open(&options.source)?;
     if let Some(asked) = options.context_length {
         let most = input.blueprint.longest_context;

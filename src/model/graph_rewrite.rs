@@ -90,8 +90,8 @@ pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice, head: (&str, usize))
     if operators.is_empty() {
         return None;
     }
-    float16_casts::add(graph);
     drop_unused(graph);
+    float16_casts::add(graph);
     let hidden =
         hidden_states::expose(graph, head, |node| node.domain == DOMAIN && node.op_type != ATTENTION);
     let is_row_invariant =
@@ -123,7 +123,7 @@ fn decode_if_lossless(file: &GraphFile) -> Option<Model> {
 /// The format of the key-value cache that `cache` stands for in this graph.
 fn cache_format_for(graph: &Graph, cache: CacheChoice) -> Format {
     let is_quantized = graph.node.iter().any(|node| node.op_type == "MatMulNBits");
-    let is_half = graph.initializer.iter().any(|tensor| tensor.data_type == i32::from(ElementType::Float16));
+    let is_half = float16_casts::computes_in_float16(graph);
     match cache {
         CacheChoice::Float32 => Format::Float32,
         CacheChoice::Auto if !is_quantized && !is_half => Format::Float32,
@@ -139,6 +139,7 @@ fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut scratch = Scratch::default();
     let initializers: BTreeMap<&str, &Tensor> =
         graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
+    let scales = scaled_casts(&graph.node, &initializers);
     for node in &mut graph.node {
         if let Some(operator) = float_operator(node, &initializers) {
             operators.add_float_products();
@@ -146,7 +147,9 @@ fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
             node.attribute = Vec::new();
             continue;
         }
-        let Some((weights, operator)) = packed_weights(node, &initializers, &mut data, &mut scratch) else {
+        let Some((weights, operator)) =
+            packed_weights(node, (&initializers, &scales), &mut data, &mut scratch)
+        else {
             continue;
         };
         let number = i64::try_from(operators.add(weights)).ok()?;
@@ -177,7 +180,7 @@ fn float_operator(node: &Node, initializers: &BTreeMap<&str, &Tensor>) -> Option
 /// The packed weights of `node` and the operator for them, if it is a `MatMulNBits` that eka's operators support.
 fn packed_weights(
     node: &Node,
-    initializers: &BTreeMap<&str, &Tensor>,
+    (initializers, scaled): (&BTreeMap<&str, &Tensor>, &BTreeMap<String, ScaledCast>),
     data: &mut ExternalData,
     scratch: &mut Scratch,
 ) -> Option<(PackedWeights, &'static str)> {
@@ -196,7 +199,13 @@ fn packed_weights(
     let bits = WeightBits::of(number("bits")?)?;
     let (columns, depth, block) = (number("N")?, number("K")?, number("block_size")?);
     data.read_codes(initializers.get(&**codes)?, &mut scratch.codes)?;
-    data.read_floats(initializers.get(&**scales)?, scratch)?;
+    match scaled.get(scales) {
+        Some(ScaledCast { tensor, factor }) => {
+            data.read_floats(tensor, scratch)?;
+            scratch.scales.iter_mut().for_each(|scale| *scale *= factor);
+        }
+        None => data.read_floats(initializers.get(&**scales)?, scratch)?,
+    }
     match zero_points {
         Some(zero_points) => data.read_codes(initializers.get(&**zero_points)?, &mut scratch.zero_points)?,
         None => scratch.zero_points.clear(),
@@ -208,6 +217,35 @@ fn packed_weights(
         WeightBits::Eight => MATMUL_INT8,
     };
     Some((PackedWeights::new(source, packed)?, operator))
+}
+
+/// A constant that a graph casts and multiplies.
+struct ScaledCast {
+    tensor: Tensor,
+    factor: f32,
+}
+
+/// The scales that are stored in 16 bits, by the names of the float32 scales that the graph makes of them: the outputs of a `Mul` by
+/// a number, of a `Cast` of a constant.
+fn scaled_casts(nodes: &[Node], initializers: &BTreeMap<&str, &Tensor>) -> BTreeMap<String, ScaledCast> {
+    let float = i64::from(i32::from(ElementType::Float));
+    let casts: BTreeMap<&str, &Tensor> = nodes
+        .iter()
+        .filter(|node| node.op_type == "Cast" && node.attribute.iter().all(|to| to.i == Some(float)))
+        .filter_map(|node| match (&node.input[..], &node.output[..]) {
+            ([input], [output]) => Some((&**output, *initializers.get(&**input)?)),
+            _ => None,
+        })
+        .collect();
+    let scaled = |node: &Node| {
+        let ([cast, factor], [output]) = (&node.input[..], &node.output[..]) else { return None };
+        let factor = initializers.get(&**factor)?;
+        let is_single = factor.data_type == i32::from(ElementType::Float) && factor.dims.is_empty();
+        let bytes = <[u8; 4]>::try_from(&*factor.raw_data).ok().filter(|_| is_single)?;
+        let tensor = (*casts.get(&**cast)?).clone();
+        Some((output.clone(), ScaledCast { tensor, factor: f32::from_le_bytes(bytes) }))
+    };
+    nodes.iter().filter(|node| node.op_type == "Mul").filter_map(scaled).collect()
 }
 
 /// Buffers that are reused for every tensor, because allocating them again would cost more than the read.
@@ -329,10 +367,20 @@ fn is_supported(node: &Node) -> bool {
         && node.attribute.iter().all(is_known)
 }
 
-/// Drops initializers that no node reads any more.
+/// Drops nodes and initializers that nothing reads any more.
 fn drop_unused(graph: &mut Graph) {
-    let read: BTreeSet<String> = graph.node.iter().flat_map(|node| node.input.clone()).collect();
-    graph.initializer.retain(|tensor| read.contains(&tensor.name));
+    let outputs: BTreeSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    loop {
+        let read: BTreeSet<String> = graph.node.iter().flat_map(|node| node.input.clone()).collect();
+        let before = graph.node.len();
+        graph.node.retain(|node| {
+            node.output.iter().any(|output| read.contains(output) || outputs.contains(output))
+        });
+        if graph.node.len() == before {
+            graph.initializer.retain(|tensor| read.contains(&tensor.name));
+            return;
+        }
+    }
 }
 
 /// The data files beside a graph. They are read and not mapped, because each tensor is read once and then packed.

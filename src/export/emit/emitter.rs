@@ -9,6 +9,7 @@ use crate::{
         dtype_encoding,
         formats::Formats,
         graph::{Builder, Op, float_attribute, int_attribute},
+        param::Param,
     },
     manifest::{Dims, Dtype, GraphNames},
     onnx::ElementType,
@@ -34,8 +35,21 @@ pub(super) struct Emitter {
     pub(super) projected: Vec<[String; 3]>,
     /// Inputs of linear layers whose blocks are summed.
     pub(super) block_sums: BTreeSet<String>,
+    /// What each linear layer reads.
+    pub(super) layer_inputs: Vec<LayerInput>,
     /// Whether the graph computes position ids.
     pub(super) has_position_ids: bool,
+}
+
+/// What a linear layer reads.
+#[derive(Clone, Debug)]
+pub(in crate::export) struct LayerInput {
+    /// The tensor's name.
+    pub tensor: String,
+    /// Its width.
+    pub columns: usize,
+    /// The linear layer, named as in the checkpoint.
+    pub module: String,
 }
 
 /// Names of the tensors that hold the total length, as attention wants it.
@@ -70,6 +84,12 @@ impl Emitter {
             names.push(name);
         }
         Ok(names)
+    }
+
+    /// Records that `input` is read by the linear layer of `weight`.
+    pub(super) fn reads(&mut self, weight: &Param, input: &str) {
+        let (columns, module) = (weight.shape.cols(), weight.module().into());
+        self.layer_inputs.push(LayerInput { tensor: input.into(), columns, module });
     }
 
     /// The type of activations.
@@ -124,7 +144,8 @@ pub(super) fn of_layer(template: &str, layer: usize) -> String {
     template.replace("{i}", &layer.to_string())
 }
 
-const fn element(dtype: Dtype) -> ElementType {
+/// The element type of `dtype` in a graph.
+pub(super) const fn element(dtype: Dtype) -> ElementType {
     match dtype {
         Dtype::Float32 => ElementType::Float,
         Dtype::Float16 => ElementType::Float16,

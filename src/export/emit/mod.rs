@@ -14,6 +14,6 @@ mod per_layer;
 mod positions;
 
 pub(super) use self::{
-    emitter::Precision,
+    emitter::{LayerInput, Precision},
     model::{Emitted, emit},
 };
