@@ -22,9 +22,10 @@ use super::{
 };
 use crate::{
     calibration::{self, Limits},
+    device::Device,
     export::{
-        self, AdapterSource, BlockSize, Calibration, Existing, Keep, Layout, ObservedModel, Options, Report,
-        Source, Storage, WeightFormat, ZeroPoints,
+        self, AdapterSource, BitBudget, BlockSize, Calibration, Existing, Keep, Layout, ObservedModel,
+        Options, Report, Source, Storage, WeightFormat, ZeroPoints,
     },
     manifest::{Dtype, Manifest},
     text::Text,
@@ -56,6 +57,11 @@ pub(super) struct Args {
     /// Weight format
     #[arg(long, value_enum, default_value_t)]
     quantize: WeightFormat,
+
+    /// Bits per weight of the whole file, from 4 to 9: as many modules as fit have eight bits, the most sensitive first, and the others
+    /// four with zero points
+    #[arg(long, value_name = "BITS", conflicts_with = "quantize")]
+    bits: Option<BitBudget>,
 
     /// Data type of computation and unquantized weights: float32 for a CPU, the others for a GPU
     #[arg(long, value_enum, default_value_t)]
@@ -159,13 +165,15 @@ impl From<Float> for Dtype {
 /// When the export fails.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let mut options = args.options();
-    let reporter = args.report.as_deref().map(|path| Reporter::new(path, &args.engine)).transpose()?;
     let input = args.calibrate.as_ref().map(CalibrationInput::read).transpose()?;
+    // A process opens its device once.
+    let device = (args.report.is_some() || input.is_some()).then(|| args.engine.device()).transpose()?;
+    let reporter = args.report.as_deref().zip(device.as_ref());
+    let reporter = reporter.map(|(path, device)| Reporter::new(path, &args.engine, device)).transpose()?;
     let started = Instant::now();
-    let needs_float = reporter.is_some() || input.is_some();
-    let float = needs_float.then(|| FloatExport::new(&options)).transpose()?;
-    if let (Some(input), Some(float)) = (&input, &float) {
-        options.calibration = Some(Arc::new(args.calibrate(input, float, &options)?));
+    let float = device.is_some().then(|| FloatExport::new(&options)).transpose()?;
+    if let (Some(input), Some(float), Some(device)) = (&input, &float, &device) {
+        options.calibration = Some(Arc::new(args.calibrate(input, (float, device), &options)?));
     }
     let report = export::export(&options, &Bars::new())?;
     let summary = Summary::new(&report, started.elapsed());
@@ -212,10 +220,9 @@ impl Args {
     fn calibrate(
         &self,
         input: &CalibrationInput,
-        float: &FloatExport,
+        (float, device): (&FloatExport, &Device),
         options: &Options,
     ) -> anyhow::Result<Calibration> {
-        let device = self.engine.device()?;
         let text = Text::open(float.path(), "calibration")?;
         let context_length = Manifest::read(float.path())?.context_length;
         let text = input.tokenize(&text, (self.calibration_tokens.get(), context_length))?;
@@ -243,6 +250,7 @@ impl Args {
             format: self.quantize,
             block_size: self.block_size,
             zero_points: if self.zero_points { ZeroPoints::PerBlock } else { ZeroPoints::Middle },
+            bits: self.bits,
             keep: self.keep.clone(),
             ..Storage::default()
         };

@@ -7,9 +7,11 @@ use std::{
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, ensure};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{
@@ -31,19 +33,19 @@ pub(super) struct Reporter<'a> {
     path: &'a Path,
     text: String,
     engine: &'a EngineArgs,
-    device: Device,
+    device: &'a Device,
 }
 
 impl<'a> Reporter<'a> {
-    /// Reads the text at `path` and opens the device.
+    /// Reads the text at `path`.
     ///
     /// # Errors
-    /// When either fails.
-    pub(super) fn new(path: &'a Path, engine: &'a EngineArgs) -> anyhow::Result<Self> {
+    /// When it cannot be read or is empty.
+    pub(super) fn new(path: &'a Path, engine: &'a EngineArgs, device: &'a Device) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read {} as UTF-8 text for --report", path.display()))?;
         ensure!(!text.trim().is_empty(), "{} is empty; --report needs a text", path.display());
-        Ok(Self { path, text, engine, device: engine.device()? })
+        Ok(Self { path, text, engine, device })
     }
 
     /// Compares the export in `found` with the float32 export in `expected`.
@@ -51,7 +53,7 @@ impl<'a> Reporter<'a> {
     /// # Errors
     /// When a model does not run.
     pub(super) fn compare(&self, found: &Path, expected: &Path) -> anyhow::Result<Comparison> {
-        let text = Text::open(found, "report")?;
+        let text = Arc::new(Text::open(found, "report")?);
         let mut models = [self.open(found)?, self.open(expected)?];
         let window = WINDOW.min(models[0].capacity());
         let mut comparison = Comparison::new(self.path);
@@ -64,11 +66,12 @@ impl<'a> Reporter<'a> {
             "{} has a single token; --report needs at least two",
             self.path.display()
         );
+        comparison.name_worst(&text);
         Ok(comparison)
     }
 
     fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
-        self.engine.open_on(&self.device, dir)
+        self.engine.open_on(self.device, dir)
     }
 }
 
@@ -77,9 +80,51 @@ fn logits(model: &mut Timeline, window: &[u32]) -> anyhow::Result<Vec<f32>> {
     Ok(model.forward_all(window)?)
 }
 
+/// Number of positions with the largest divergence that a report names.
+const WORST: usize = 5;
+
+/// Tokens before a position that a report shows.
+const CONTEXT: usize = 8;
+
+/// What is compared at one position.
+#[derive(Clone, Copy, Debug)]
+struct PositionFigures {
+    difference: Difference,
+    divergence: f64,
+    /// Log probabilities of the next token, if there is one: found, expected.
+    next: Option<[f64; 2]>,
+}
+
+impl PositionFigures {
+    fn new(found: &[f32], expected: &[f32], next: Option<u32>) -> Self {
+        let mut difference = Difference::default();
+        difference.add(found, expected);
+        let [found, expected] = [found, expected].map(log_softmax);
+        let next = next.map(|token| [found[token as usize], expected[token as usize]]);
+        Self { difference, divergence: divergence(&found, &expected), next }
+    }
+}
+
+/// A position where the two models differ most.
+#[derive(Clone, Debug, Serialize)]
+struct WorstToken {
+    /// In nats.
+    kl_divergence: f64,
+    /// The text before it.
+    context: String,
+    /// The token that follows in the text.
+    next: String,
+    /// Its probabilities in both models.
+    probability: f64,
+    float32_probability: f64,
+    #[serde(skip)]
+    tokens: Vec<u32>,
+}
+
 /// The differences between two models on a text.
 #[derive(Clone, Debug)]
 pub(super) struct Comparison {
+    worst: Vec<WorstToken>,
     path: PathBuf,
     difference: Difference,
     divergence: f64,
@@ -91,21 +136,56 @@ pub(super) struct Comparison {
 impl Comparison {
     fn new(path: &Path) -> Self {
         let difference = Difference::default();
-        Self { path: path.into(), difference, divergence: 0.0, surprise: [0.0; 2], predicted: 0 }
+        Self {
+            worst: Vec::new(),
+            path: path.into(),
+            difference,
+            divergence: 0.0,
+            surprise: [0.0; 2],
+            predicted: 0,
+        }
     }
 
     /// Adds a window's tokens, and the logits of every one: found, expected.
     fn add(&mut self, window: &[u32], logits: [&[f32]; 2]) {
         let vocabulary = logits[1].len() / window.len();
-        let [found, expected] = logits.map(|logits| logits.chunks_exact(vocabulary));
-        for (position, (found, expected)) in found.zip(expected).enumerate() {
-            self.difference.add(found, expected);
-            let [found, expected] = [found, expected].map(log_softmax);
-            self.divergence += divergence(&found, &expected);
-            if let Some(next) = window.get(position + 1) {
+        let [found, expected] = logits.map(|logits| logits.par_chunks_exact(vocabulary));
+        let next = |position: usize| window.get(position + 1).copied();
+        let figures: Vec<PositionFigures> = found
+            .zip(expected)
+            .enumerate()
+            .map(|(position, (found, expected))| PositionFigures::new(found, expected, next(position)))
+            .collect();
+        for (position, PositionFigures { difference, divergence, next }) in figures.into_iter().enumerate() {
+            self.difference.merge(&difference);
+            self.divergence += divergence;
+            if let Some([found, expected]) = next {
                 self.predicted += 1;
-                self.surprise[0] -= found[*next as usize];
-                self.surprise[1] -= expected[*next as usize];
+                self.surprise[0] -= found;
+                self.surprise[1] -= expected;
+                let context = &window[(position + 1).saturating_sub(CONTEXT)..=position + 1];
+                self.consider(divergence, context, [found.exp(), expected.exp()]);
+            }
+        }
+    }
+
+    /// Keeps the position among the worst if it is one of them. The last of `tokens` is the next one.
+    fn consider(&mut self, kl_divergence: f64, tokens: &[u32], [probability, float32_probability]: [f64; 2]) {
+        let place = self.worst.partition_point(|worst| worst.kl_divergence >= kl_divergence);
+        if place < WORST {
+            let (context, next, tokens) = (String::new(), String::new(), tokens.to_vec());
+            let worst = WorstToken { kl_divergence, context, next, probability, float32_probability, tokens };
+            self.worst.insert(place, worst);
+            self.worst.truncate(WORST);
+        }
+    }
+
+    /// Decodes the tokens of the worst positions.
+    fn name_worst(&mut self, text: &Arc<Text>) {
+        for worst in &mut self.worst {
+            if let Some((next, context)) = worst.tokens.split_last() {
+                worst.context = text.decode_with_special(context);
+                worst.next = text.decode_with_special(&[*next]);
             }
         }
     }
@@ -133,6 +213,7 @@ impl Comparison {
             same_top,
             perplexity,
             float32_perplexity,
+            worst_tokens: self.worst.clone(),
         }
     }
 
@@ -147,7 +228,25 @@ impl Comparison {
         let share = 100.0 * same_top as f64 / positions as f64;
         writeln!(out, "    same most probable token at {share:.2} % of positions")?;
         let ratio = perplexity / float32_perplexity;
-        writeln!(out, "    perplexity {perplexity:.4}, of float32 {float32_perplexity:.4}: ratio {ratio:.4}")
+        writeln!(
+            out,
+            "    perplexity {perplexity:.4}, of float32 {float32_perplexity:.4}: ratio {ratio:.4}"
+        )?;
+        if self.divergence > 0.0 {
+            writeln!(
+                out,
+                "    largest divergences, with the probability of the next token here and in float32"
+            )?;
+            for WorstToken { kl_divergence, context, next, probability, float32_probability, .. } in
+                &self.worst
+            {
+                writeln!(
+                    out,
+                    "      {kl_divergence:.2} nats  {probability:.4} {float32_probability:.4}  {context:?} {next:?}"
+                )?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -166,6 +265,8 @@ pub(super) struct Figures {
     same_top: usize,
     perplexity: f64,
     float32_perplexity: f64,
+    /// The positions with the largest divergence.
+    worst_tokens: Vec<WorstToken>,
 }
 
 #[cfg(test)]
@@ -201,6 +302,7 @@ mod tests {
     struct Bench {
         dir: tempfile::TempDir,
         engine: EngineArgs,
+        device: Device,
         text: PathBuf,
         float32: PathBuf,
     }
@@ -210,7 +312,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let (path, float32) = (dir.path().join("text.txt"), dir.path().join("float32"));
             fs::write(&path, text).unwrap();
-            let bench = Self { engine: engine(""), text: path, float32, dir };
+            let engine = engine("");
+            let device = engine.device().unwrap();
+            let bench = Self { engine, device, text: path, float32, dir };
             bench.export(&bench.float32, Storage::default());
             bench
         }
@@ -226,7 +330,7 @@ mod tests {
 
         /// One serves every comparison.
         fn reporter(&self) -> Reporter<'_> {
-            Reporter::new(&self.text, &self.engine).unwrap()
+            Reporter::new(&self.text, &self.engine, &self.device).unwrap()
         }
 
         fn compare(&self, reporter: &Reporter, weights: Storage) -> Comparison {
@@ -238,7 +342,7 @@ mod tests {
 
     fn int4(block_size: usize, zero_points: ZeroPoints, rounding: Rounding) -> Storage {
         let block_size = block_size.try_into().unwrap();
-        Storage { format: WeightFormat::Int4, block_size, zero_points, rounding, keep: Vec::new() }
+        Storage { format: WeightFormat::Int4, block_size, zero_points, rounding, ..Storage::default() }
     }
 
     fn engine(arguments: &str) -> EngineArgs {

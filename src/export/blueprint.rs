@@ -310,12 +310,17 @@ impl HeadNorms {
 }
 
 impl Mlp {
-    fn linears(&self) -> impl Iterator<Item = &Linear> {
+    /// What widens the input.
+    pub(super) fn inner_linears(&self) -> impl Iterator<Item = &Linear> {
         let (gate, up) = match &self.inner {
             Inner::Gated { gate, up } => (Some(gate), up),
             Inner::Plain { up } => (None, up),
         };
-        gate.into_iter().chain([up, &self.down])
+        gate.into_iter().chain([up])
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.inner_linears().chain([&self.down])
     }
 }
 

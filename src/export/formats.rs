@@ -19,6 +19,7 @@ use crate::{
 };
 
 use super::{
+    bit_budget::BitBudget,
     blueprint::{Blueprint, Linear, LmHead},
     param::{Param, module},
     quantize::{Bits, Quantizer, Rounding, ScaleType, ZeroPoints},
@@ -29,7 +30,7 @@ use super::{
 pub(super) const ACCURACY_LEVEL: u8 = 4;
 
 /// How weights are stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Storage {
     /// Format of matrices, unless `keep` overrides it. Other weights are stored in the type that they are computed with.
     pub format: WeightFormat,
@@ -39,6 +40,8 @@ pub struct Storage {
     pub zero_points: ZeroPoints,
     /// Rounding of quantized matrices.
     pub rounding: Rounding,
+    /// Bits of the file for each weight. Matrices then have four or eight bits, whatever `format` says.
+    pub bits: Option<BitBudget>,
     /// Formats of some modules. The last one that matches a module decides.
     pub keep: Vec<Keep>,
 }
@@ -77,6 +80,11 @@ impl fmt::Display for Keep {
 }
 
 impl Keep {
+    /// `format` for one module.
+    pub(super) fn new(module: &str, format: WeightFormat) -> Self {
+        Self { pattern: module.into(), format }
+    }
+
     fn matches(&self, module: &str) -> bool {
         let ends = module.match_indices('.').map(|(dot, _)| &module[dot + 1..]);
         [module].into_iter().chain(ends).any(|end| is_like(end, &self.pattern))

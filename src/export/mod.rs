@@ -42,6 +42,7 @@
 
 mod adapter;
 mod architectures;
+mod bit_budget;
 mod blueprint;
 mod calibration;
 mod checkpoint;
@@ -92,6 +93,7 @@ mod write_weights;
 
 pub use self::{
     adapter::AdapterError,
+    bit_budget::{BitBudget, BitBudgetError, BudgetError, BudgetTooSmall},
     calibration::{Calibration, gram_parts},
     checkpoint::CheckpointError,
     data_layout::TooLarge,

@@ -107,11 +107,12 @@ impl Options {
 
     /// The options as the manifest records them.
     pub(super) fn asked(&self) -> ExportOptions {
-        let Storage { format, block_size, zero_points, ref keep, .. } = self.weights;
-        let quantizes = format != WeightFormat::Full || !keep.is_empty();
+        let Storage { format, block_size, zero_points, bits, ref keep, .. } = self.weights;
+        let quantizes = format != WeightFormat::Full || bits.is_some() || !keep.is_empty();
         ExportOptions {
             quantize: format.to_string(),
             block_size: quantizes.then(|| block_size.get()),
+            bits: bits.map(|bits| bits.to_string()),
             zero_points: quantizes && zero_points == ZeroPoints::PerBlock,
             keep: keep.iter().map(ToString::to_string).collect(),
             dtype: self.dtype,

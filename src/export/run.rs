@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ExportError, Keep, Layout, Options, Source,
+    ExportError, Keep, Layout, Options, Source, Storage,
     data_layout::DATA_FILE,
     emit::{Emitted, Precision, emit},
     genai,
@@ -64,7 +64,8 @@ const REVISION: u32 = 6;
 /// when a weight is not finite, or when the output exists or cannot be written.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = load(options)?;
-    let formats = options.weights.formats(&input.blueprint)?.for_graph(options.dtype);
+    let storage = options.weights.within_budget(&input.blueprint, options.dtype)?;
+    let formats = storage.formats(&input.blueprint)?.for_graph(options.dtype);
     let formats =
         formats.with_offsets(&input.blueprint, |param, quantizer| input.weights.repacks(param, quantizer));
     let precision = Precision { dtype: options.dtype, formats };
@@ -87,7 +88,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     if let Some(tokenizer_files) = &input.tokenizer_files {
         tokenizer_files.write(&staging)?;
     }
-    let mut manifest = describe(&input, options, sources);
+    let mut manifest = describe(&input, (options, &storage), sources);
     if options.layout == Layout::Genai {
         let generation =
             input.tokenizer_files.as_ref().and_then(|tokenizer_files| tokenizer_files.generations.first());
@@ -101,7 +102,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
         parameters: input.blueprint.parameters(),
         weight_bytes: Bytes(layout.bytes()),
         notes: input.notes(),
-        kept: options.weights.rules(&input.blueprint),
+        kept: storage.rules(&input.blueprint),
         skipped: input.skipped,
         has_tokenizer: input.tokenizer_files.is_some(),
     })
@@ -114,7 +115,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
 /// [`ExportError`] when [`export`] would fail before writing.
 pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
     let mut input = load(options)?;
-    options.weights.formats(&input.blueprint)?;
+    options.weights.within_budget(&input.blueprint, options.dtype)?.formats(&input.blueprint)?;
     let mut hash = Sha256::new();
     let scales: Vec<f32> = match &options.source {
         Source::Checkpoint { adapters, .. } => adapters.iter().map(|adapter| adapter.weight).collect(),
@@ -140,14 +141,18 @@ pub(super) fn load(options: &Options) -> Result<LoadedSources, ExportError> {
     Ok(input)
 }
 
-fn describe(input: &LoadedSources, options: &Options, sources: Vec<FileRecord>) -> Manifest {
+fn describe(
+    input: &LoadedSources,
+    (options, storage): (&Options, &Storage),
+    sources: Vec<FileRecord>,
+) -> Manifest {
     Manifest {
         schema: manifest::SCHEMA,
         architecture: input.blueprint.architecture.into(),
         dims: input.blueprint.dims,
         dtype: options.dtype,
-        quantization: options.weights.quantization(),
-        overrides: options.weights.overrides(&input.blueprint),
+        quantization: storage.quantization(),
+        overrides: storage.overrides(&input.blueprint),
         context_length: input.blueprint.context_length,
         end_tokens: input.end_tokens.clone(),
         parameters: input.blueprint.parameters(),

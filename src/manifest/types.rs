@@ -221,6 +221,9 @@ pub struct ExportOptions {
     pub quantize: String,
     /// Consecutive weights that share a scale; absent when nothing is quantized.
     pub block_size: Option<usize>,
+    /// The budget of bits per weight; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<String>,
     /// Whether each block has a zero point.
     pub zero_points: bool,
     /// The `--keep` options: modules with another storage, as `PATTERN=FORMAT`.

@@ -160,7 +160,11 @@ impl Block {
         let Search { bits, zero_points, scale_type } = search;
         let range = Range::of(&self.weights[..self.len]);
         let mut best = Fit { error: f32::INFINITY, grid: Grid::zero(bits) };
-        for candidate in range.candidates(bits, zero_points) {
+        for mut candidate in range.candidates(bits, zero_points) {
+            let stored = scale_type.round(candidate.inverse.recip()).recip();
+            if stored.is_normal() {
+                candidate.inverse = stored;
+            }
             let fit = self.fit(candidate, (bits, scale_type), range.magnitude());
             if fit.error < best.error {
                 best = fit;

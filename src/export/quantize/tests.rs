@@ -93,14 +93,19 @@ fn zero_points_are_never_worse_than_none_and_better_where_weights_are_lopsided()
 }
 
 #[test]
-fn weights_that_are_codes_times_a_scale_come_back_exactly() {
+fn weights_that_are_codes_times_a_scale_come_back() {
+    // Exactly with four bits. With eight, codes may be multiples of 17, and a scale in 16 bits is not exact.
+    let same = |found: Vec<f32>, row: &[f32], bits: Bits| {
+        let most = if bits == Bits::Four { 0.0 } else { 0.5f32.powi(11) };
+        found.iter().zip(row).all(|(found, weight)| (found - weight).abs() <= most * weight.abs())
+    };
     let row: Vec<f32> = (0..128u8).map(|i| (f32::from(i % 16) - 8.0) * 0.25).collect();
     for quantizer in quantizers() {
-        assert_eq!(quantize(&row, quantizer), row, "{quantizer:?}");
+        assert!(same(quantize(&row, quantizer), &row, quantizer.bits), "{quantizer:?}");
     }
     let above_zero: Vec<f32> = (0..128u8).map(|i| f32::from(i % 16) * 0.25).collect();
     for quantizer in quantizers().filter(|quantizer| quantizer.zero_points == ZeroPoints::PerBlock) {
-        assert_eq!(quantize(&above_zero, quantizer), above_zero, "{quantizer:?}");
+        assert!(same(quantize(&above_zero, quantizer), &above_zero, quantizer.bits), "{quantizer:?}");
     }
 }
 
