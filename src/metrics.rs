@@ -3,6 +3,8 @@
 //! One value of [`Metrics`] lives as long as the server and is shared by all stages; incrementing never waits. Names
 //! follow Prometheus' conventions: base units, `_total` on counters (added by the renderer).
 
+mod cluster;
+
 use std::{
     fmt,
     sync::{Arc, atomic::AtomicU64},
@@ -20,6 +22,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+pub use self::cluster::{ClusterMetrics, NodeLabel};
 use crate::log_queue;
 
 /// Content type of [`Metrics::render`].
@@ -221,35 +224,6 @@ pub struct Metrics {
     pub cluster: ClusterMetrics,
 }
 
-/// Metrics of a gateway or node. A server on its own has them at zero and does not show them.
-#[derive(Clone, Debug, Default)]
-pub struct ClusterMetrics {
-    /// Whether the NATS server is connected: 0 or 1.
-    pub connected: Gauge,
-    /// Nodes that report to this gateway.
-    pub nodes: Gauge,
-    /// Slots of nodes that can take requests.
-    pub slots: Gauge,
-    /// Requests that wait in the queue of all gateways.
-    pub waiting: Gauge,
-    /// Claims granted by this gateway.
-    pub claims: Counter,
-    /// Nodes lost while they ran a request of this gateway.
-    pub losses: Counter,
-    /// Requests that a stopping node gave to another one.
-    pub handed_over: Counter,
-    /// Tickets published again because the queue had lost them.
-    pub republished: Counter,
-    /// Events asked for again after a gap.
-    pub replays: Counter,
-    /// Messages of nodes that no longer run the request.
-    pub stale: Counter,
-    /// Claims of this node.
-    pub claimed: Counter,
-    /// Requests of gateways that went away while this node ran them.
-    pub orphaned: Counter,
-}
-
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
@@ -389,31 +363,7 @@ impl Metrics {
     /// Shows the metrics of a cluster too.
     #[must_use]
     pub fn with_cluster(mut self) -> Self {
-        let (r, cluster) = (&mut self.registry, self.cluster.clone());
-        r.register("cluster_connected", "Whether the NATS server is connected: 0 or 1", cluster.connected);
-        r.register("cluster_nodes", "Nodes that report to this gateway", cluster.nodes);
-        r.register("cluster_slots", "Slots of nodes that can take requests", cluster.slots);
-        r.register("cluster_waiting", "Requests that wait in the queue of all gateways", cluster.waiting);
-        r.register("cluster_claims", "Claims that this gateway granted", cluster.claims);
-        r.register("cluster_losses", "Nodes lost while they ran a request of this gateway", cluster.losses);
-        r.register(
-            "cluster_handed_over",
-            "Requests that a stopping node gave to another one",
-            cluster.handed_over,
-        );
-        r.register(
-            "cluster_republished",
-            "Tickets published again because the queue had lost them",
-            cluster.republished,
-        );
-        r.register("cluster_replays", "Times that events were asked for again after a gap", cluster.replays);
-        r.register("cluster_stale", "Messages of nodes that no longer run the request", cluster.stale);
-        r.register("cluster_claimed", "Claims that this node was granted", cluster.claimed);
-        r.register(
-            "cluster_orphaned",
-            "Requests stopped on this node because their gateway had gone",
-            cluster.orphaned,
-        );
+        self.cluster.add_to(&mut self.registry);
         self
     }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     cluster_options,
@@ -14,10 +15,10 @@ use super::{
     worker_configs,
 };
 use crate::{
-    cluster::{Broker, Gateway, Node, NodeParts, Options, Pool},
+    cluster::{Broker, Gateway, Node, NodeParts, Operators, Options, Pool},
     config::{self, Config},
     executor::{Executor, Limits},
-    http::{Commands, DeviceStates, ModelRegistry, ServesModel},
+    http::{Commands, DeviceStates, DrainNode, ModelRegistry, ServesModel},
     job::{ModelId, Readiness},
     metrics::Metrics,
     prompt_store::PromptStore,
@@ -60,6 +61,8 @@ pub(super) struct Backend {
     pub(super) devices: DeviceStates,
     /// `None` if commands are not supported.
     pub(super) commands: Option<Commands>,
+    /// Stops a node of a cluster; `None` without one.
+    pub(super) drain_node: Option<DrainNode>,
     /// `None` if every model of the settings can be answered.
     pub(super) serves: Option<ServesModel>,
     /// `None` if prompts cannot be saved.
@@ -98,7 +101,7 @@ impl Role {
 }
 
 impl Backend {
-    /// Starts what a server with this role needs.
+    /// Starts what a server with this role needs. `drain` makes the server stop as SIGTERM does.
     ///
     /// # Errors
     /// When models, workers or the connection to the cluster cannot be used.
@@ -106,13 +109,13 @@ impl Backend {
         role: Role,
         config: &Config,
         (metrics, sandbox): (&Arc<Metrics>, &Sandbox),
-        inject: Inject<'_>,
+        (inject, drain): (Inject<'_>, &CancellationToken),
     ) -> anyhow::Result<Self> {
         match role {
             Role::Single => Self::single(config, metrics, sandbox, inject).await,
             Role::Gateway => Self::gateway(config, metrics, sandbox).await,
-            Role::Node => Self::node(config, metrics, sandbox, inject).await,
-            Role::Both => Self::gateway_and_node(config, metrics, sandbox, inject).await,
+            Role::Node => Self::node(config, metrics, sandbox, (inject, drain)).await,
+            Role::Both => Self::gateway_and_node(config, metrics, sandbox, (inject, drain)).await,
         }
     }
 
@@ -132,6 +135,7 @@ impl Backend {
             readiness: workers.readiness(),
             devices: devices(&workers),
             commands: Some(worker_commands(workers.clone())),
+            drain_node: None,
             serves: None,
             // Absolute, because workers use the directory too.
             saved: Some(PromptStore::new(std::path::absolute(&config.engine.prefix_cache_dir)?)),
@@ -160,7 +164,7 @@ impl Backend {
         config: &Config,
         metrics: &Arc<Metrics>,
         sandbox: &Sandbox,
-        inject: Inject<'_>,
+        (inject, drain): (Inject<'_>, &CancellationToken),
     ) -> anyhow::Result<Self> {
         let options = cluster_options::options(config, false)?;
         let (models, workers) = worker_configs::on_all_devices(config, sandbox).await?;
@@ -174,6 +178,7 @@ impl Backend {
             pools,
             executor: executor.clone(),
             devices: node_devices(&workers),
+            operators: operators(&workers, drain),
             metrics: Arc::clone(metrics),
         };
         let (node, work) = Node::start(parts).await.with_exit(Exit::Machine)?;
@@ -184,6 +189,7 @@ impl Backend {
             readiness: workers.readiness(),
             devices: devices(&workers),
             commands: None,
+            drain_node: None,
             serves: None,
             saved: None,
             workers: workers.size(),
@@ -202,7 +208,7 @@ impl Backend {
         config: &Config,
         metrics: &Arc<Metrics>,
         sandbox: &Sandbox,
-        inject: Inject<'_>,
+        (inject, drain): (Inject<'_>, &CancellationToken),
     ) -> anyhow::Result<Self> {
         let options = cluster_options::options(config, true)?;
         let (models, workers) = worker_configs::on_all_devices(config, sandbox).await?;
@@ -217,6 +223,7 @@ impl Backend {
             pools: pools.clone(),
             executor: executor.clone(),
             devices: node_devices(&workers),
+            operators: operators(&workers, drain),
             metrics: Arc::clone(metrics),
         };
         let (node, work) = Node::start(parts).await.with_exit(Exit::Machine)?;
@@ -244,12 +251,20 @@ impl Backend {
     fn of_gateway(joined: Joined, models: ModelRegistry) -> Self {
         let Joined { gateway, executor, work } = joined;
         let (states, served, last) = (gateway.clone(), gateway.clone(), gateway.clone());
+        let (operated, stopped) = (gateway.clone(), gateway.clone());
         Self {
             models,
             executor,
             readiness: gateway.readiness(),
             devices: Arc::new(move || states.devices()),
-            commands: None,
+            commands: Some(Arc::new(move |command| {
+                let gateway = operated.clone();
+                Box::pin(async move { gateway.command(command).await })
+            })),
+            drain_node: Some(Arc::new(move |node| {
+                let gateway = stopped.clone();
+                Box::pin(async move { gateway.drain_node(&node).await })
+            })),
             serves: Some(Arc::new(move |model| served.serves(&model.into()))),
             saved: None,
             workers: 0,
@@ -292,6 +307,18 @@ fn node_devices(workers: &WorkerPool) -> crate::cluster::Devices {
     let devices = workers.devices().map(|(label, readiness)| (label.map(str::to_owned), readiness));
     let devices: Vec<_> = devices.collect();
     Arc::new(move || devices.iter().map(|(label, state)| (label.clone(), state.borrow().clone())).collect())
+}
+
+/// What gateways may do with this node.
+fn operators(workers: &WorkerPool, drain: &CancellationToken) -> Operators {
+    let (workers, drain) = (workers.clone(), drain.clone());
+    Operators {
+        command: Box::new(move |command| {
+            let workers = workers.clone();
+            Box::pin(async move { workers.command(command).await })
+        }),
+        drain: Box::new(move || drain.cancel()),
+    }
 }
 
 fn worker_commands(workers: WorkerPool) -> Commands {

@@ -7,8 +7,8 @@ use tokio::time::sleep;
 
 use super::exit::{Exit, WithExit};
 use crate::{
-    cluster::{Broker, ConnectError, Credentials, Options, Pool, Storage, random_name},
-    config::{Cluster, Config, DrainMode, QueueStorage},
+    cluster::{Affinity, Broker, ConnectError, Credentials, Options, Pool, Storage, random_name},
+    config::{AffinityMode, Cluster, Config, DrainMode, QueueStorage},
     files, manifest,
 };
 
@@ -55,6 +55,12 @@ pub(super) fn options(config: &Config, is_gateway: bool) -> anyhow::Result<Optio
         beat: cluster.beat_ms.into(),
         max_losses: cluster.max_losses.get(),
         max_overtakes: config.queue.max_overtakes,
+        affinity: match cluster.affinity {
+            AffinityMode::Off => Affinity::Off,
+            AffinityMode::Idle => Affinity::Idle,
+            AffinityMode::Worth => Affinity::Worth,
+        },
+        keeps_prompts: config.engine.prefix_cache_bytes.0 > 0,
         hands_over: cluster.drain == DrainMode::HandOver,
     })
 }

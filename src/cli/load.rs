@@ -164,7 +164,7 @@ impl LoadArgs {
             Api::Completions => loadgen::Api::Completions,
         };
         let prompts = match (&self.prompts, self.token_ids) {
-            (Some(file), _) => Prompts::Given(lines(file)?),
+            (Some(file), _) => Prompts::Listed(lines(file)?),
             (None, Some(vocabulary)) => {
                 ensure!(
                     api == loadgen::Api::Completions,
@@ -207,7 +207,7 @@ impl LoadArgs {
         let prompts = match &plan.prompts {
             Prompts::Words => "words".into(),
             Prompts::Ids(vocabulary) => format!("token ids below {vocabulary}"),
-            Prompts::Given(prompts) => format!("{} given", prompts.len()),
+            Prompts::Listed(prompts) => format!("{} given", prompts.len()),
         };
         let until = match self.until() {
             Until::Requests(requests) => format!("{requests} requests"),

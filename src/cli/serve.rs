@@ -106,20 +106,21 @@ async fn serve(
     let sandbox = sandbox::of_this_program(&metrics)?;
     let collector = collector(config, &metrics)?;
     let inject = |workers| args.with_faults(workers);
-    let mut backend = Backend::start(role, config, (&metrics, &sandbox), &inject).await?;
+    let drain = CancellationToken::new();
+    let mut backend = Backend::start(role, config, (&metrics, &sandbox), (&inject, &drain)).await?;
     backend.models = backend.models.with_aliases(&config.models.aliases.0).with_exit(Exit::Usage)?;
     let listeners = listener::listen(config)?;
     tokio::spawn(publish_memory(Arc::clone(&metrics)));
     let scheme = if live.tls.is_some() { "https" } else { "http" };
     let readiness = backend.readiness.clone();
     announce(args, &backend.models, &format!("{scheme}://{}", listeners.address), &readiness)?;
-    let drain = CancellationToken::new();
     let settings = http_settings(config, backend.workers);
     let Backend { models, executor, beside, on_shutdown, finish, .. } = backend;
     let mut state =
         AppState::new(models, executor.clone(), Arc::clone(&metrics), readiness.clone(), settings);
     state.sandbox = Some(sandbox);
     state.commands = backend.commands;
+    state.drain_node = backend.drain_node;
     state.serves = backend.serves;
     state.saved = backend.saved;
     state.devices = backend.devices;

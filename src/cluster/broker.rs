@@ -1,6 +1,6 @@
 //! The connection to the NATS server.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind,
@@ -239,8 +239,16 @@ fn classify(error: &async_nats::ConnectError, urls: &str) -> ConnectError {
             ConnectError::Credentials { urls, reason }
         }
         ConnectErrorKind::Tls => ConnectError::Tls { urls, reason },
-        // A server that wants a client certificate closes the connection without a word.
-        _ if reason.to_lowercase().contains("certificate") => ConnectError::Tls { urls, reason },
+        // With TLS 1.3 a server refuses a client's certificate after the handshake, so the client reports it as an error of reading.
+        _ if is_tls(error) => ConnectError::Tls { urls, reason },
         _ => ConnectError::Unreachable { urls, reason },
     }
+}
+
+/// Whether an error or one of its causes is of TLS.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let inner = |error: &io::Error| error.get_ref().is_some_and(|inner| is_tls(inner));
+    error.is::<rustls::Error>()
+        || error.downcast_ref::<io::Error>().is_some_and(inner)
+        || error.source().is_some_and(is_tls)
 }

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
 
-use crate::job::{Event, Job, ModelId, Readiness};
+use crate::job::{CommandOutcome, Event, Job, KeepAlive, ModelId, Readiness};
 
 /// Version of the encoding; processes of different versions do not see each other's messages.
 pub const VERSION: u32 = 1;
@@ -66,6 +66,9 @@ pub(super) enum ClaimRequest {
     Claim {
         job: u64,
         node: String,
+        /// Random, and different after a restart.
+        #[serde(default)]
+        instance: u64,
         /// The [`JOB_FORMAT`] that it understands.
         format: u32,
     },
@@ -144,8 +147,19 @@ pub(super) enum BatchAnswer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Beat {
     pub(super) node: String,
-    /// Runs of this gateway, each with the index of the next event.
-    pub(super) runs: Vec<(RunKey, u64)>,
+    /// Runs of this gateway.
+    pub(super) runs: Vec<RunReport>,
+}
+
+/// What a node reports of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct RunReport {
+    pub(super) run: RunKey,
+    /// Index of the next event.
+    pub(super) next: u64,
+    /// Number of the node's slot.
+    #[serde(default)]
+    pub(super) slot: u16,
 }
 
 /// A gateway's answer to a [`Beat`].
@@ -153,6 +167,35 @@ pub(super) struct Beat {
 pub(super) struct BeatAnswer {
     /// Runs to stop.
     pub(super) stop: Vec<RunKey>,
+}
+
+/// What a gateway asks of a node. A node that does not know a request answers [`NodeAnswer::Unknown`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum NodeRequest {
+    /// About a run.
+    Run(Control),
+    /// A job whose prompt begins like one that the node has read.
+    Offer {
+        gateway: String,
+        job: u64,
+        /// For how long the node may keep the offer until a slot is free; 0 if it has to be free now.
+        wait_ms: u64,
+    },
+    /// A command of an operator.
+    Operate(Operation),
+}
+
+/// A command of an operator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) enum Operation {
+    /// Load a model on all devices.
+    Load { model: ModelId, keep_alive: Option<KeepAlive> },
+    /// Unload a model.
+    Unload { model: ModelId },
+    /// Free memory that no job needs.
+    Trim,
+    /// Stop after the jobs that it has.
+    Drain,
 }
 
 /// A command to a node about one run.
@@ -173,13 +216,21 @@ pub(super) enum ControlCommand {
     Replay(u64),
 }
 
-/// A node's answer to a [`Control`].
+/// A node's answer to a [`NodeRequest`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) enum ControlAnswer {
-    /// The index of the next event.
+pub(super) enum NodeAnswer {
+    /// The index of the run's next event.
     Running { next: u64 },
-    /// The node has no such run.
+    /// The node has no such run, or does not know the request.
     Unknown,
+    /// It claims the offered job now.
+    Accepted,
+    /// It claims the offered job when a slot is free.
+    Kept,
+    /// It does not take the offered job.
+    Refused,
+    /// What a command did on each device.
+    Operated(Vec<CommandOutcome>),
 }
 
 /// What a node says of itself every second.
@@ -190,8 +241,17 @@ pub(super) struct NodeState {
     pub(super) version: String,
     #[serde(default)]
     pub(super) format: u32,
+    /// Random, and different after a restart.
+    #[serde(default)]
+    pub(super) instance: u64,
     pub(super) pools: Vec<PoolState>,
     pub(super) slots: Vec<SlotState>,
+    /// Hashes of the beginnings of sequences that it has read last; see [`prefixes`](super::prefixes).
+    #[serde(default)]
+    pub(super) kept: Vec<Vec<u64>>,
+    /// How fast it reads prompts.
+    #[serde(default)]
+    pub(super) tokens_per_second: Option<f64>,
     /// It takes no new jobs.
     #[serde(default)]
     pub(super) draining: bool,
@@ -215,6 +275,8 @@ pub(super) struct SlotState {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::job::{JobId, Step};
 
@@ -241,6 +303,51 @@ mod tests {
         }
         let ticket: Ticket = decode(&encode(&Newer { job: 1, gateway: "g", colour: "red" })).unwrap();
         assert_eq!(ticket, Ticket { job: 1, gateway: "g".into(), prompt_tokens: 0, deadline_ms: 0 });
+    }
+
+    /// Messages of the first release, as JSON with the same names. A newer program has to understand them, because nodes are upgraded
+    /// before gateways and at different times.
+    #[test]
+    fn messages_of_the_first_release_still_decode() {
+        let run = json!({ "job": 7, "epoch": 2, "fence": 9 });
+        let job = json!({
+            "id": 7, "model": "m", "lost": 0, "keep_alive": { "For": [300, 0] }, "prompt": [1, 2], "answer": [3],
+            "sampling": encoded(&crate::job::Sampling::greedy()), "max_new_tokens": 64, "min_new_tokens": 0,
+            "constraint": { "Regex": "a+" }, "logprobs": null, "trace": null, "cache_prompt": true,
+            "cache_salt": vec![0; 32], "embedding": null, "save": null, "end_tokens": [5],
+        });
+        let grant = json!({ "jobs": [job], "remaining_ms": 1000, "is_batch": false, "is_limited": true });
+        assert_eq!(from_json::<Grant>(&grant).jobs[0].answer, [3]);
+        from_json::<Ticket>(&json!({ "job": 7, "gateway": "g", "prompt_tokens": 2, "deadline_ms": 1 }));
+        from_json::<ClaimRequest>(&json!({ "Claim": { "job": 7, "node": "n", "format": 1 } }));
+        from_json::<ClaimRequest>(&json!({ "Part": { "run": run, "offset": 4 } }));
+        let events = json!([[0, { "Step": { "Token": 5 } }], [1, "Loading"], [0, "Loaded"]]);
+        let batch = json!({ "run": run, "first": 0, "events": events, "end": { "Lost": { "reason": "r" } } });
+        assert_eq!(from_json::<Batch>(&batch).events.len(), 3);
+        from_json::<Beat>(&json!({ "node": "n", "runs": [{ "run": run, "next": 3 }] }));
+        from_json::<BeatAnswer>(&json!({ "stop": [run] }));
+        let control = json!({ "gateway": "g", "run": run, "command": { "Replay": 3 } });
+        from_json::<NodeRequest>(&json!({ "Run": control }));
+        from_json::<NodeRequest>(&json!({ "Offer": { "gateway": "g", "job": 7, "wait_ms": 5 } }));
+        from_json::<NodeRequest>(&json!({ "Operate": "Trim" }));
+        from_json::<NodeAnswer>(&json!({ "Running": { "next": 3 } }));
+        let state = json!({ "node": "n", "version": "0.1.0", "pools": [{ "pool": "m-01234567", "model": "m" }],
+            "slots": [{ "label": null, "readiness": "Starting" }] });
+        assert_eq!(from_json::<NodeState>(&state).instance, 0);
+    }
+
+    #[test]
+    fn an_older_process_does_not_take_a_request_of_a_newer_one_for_another() {
+        decode::<NodeRequest>(&encode(&json!({ "Dance": 1 }))).unwrap_err();
+        decode::<ClaimRequest>(&encode(&json!({ "Beg": { "job": 1 } }))).unwrap_err();
+    }
+
+    fn encoded<T: Serialize>(message: &T) -> Value {
+        decode(&encode(message)).unwrap()
+    }
+
+    fn from_json<T: DeserializeOwned>(message: &Value) -> T {
+        decode(&encode(message)).unwrap()
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod jetstream;
 mod messages;
 mod node;
 mod options;
+mod prefixes;
 mod subjects;
 
 pub use self::{
@@ -50,7 +51,7 @@ pub use self::{
     connect_error::ConnectError,
     gateway::Gateway,
     messages::{JOB_FORMAT, VERSION},
-    node::{Devices, Node, NodeParts},
-    options::{Credentials, Options, Storage},
+    node::{CommandOutcomes, Devices, Node, NodeParts, Operators},
+    options::{Affinity, Credentials, Options, Storage},
     subjects::{Pool, random_name},
 };

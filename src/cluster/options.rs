@@ -31,8 +31,23 @@ pub struct Options {
     pub max_losses: u32,
     /// Interactive jobs in a row that a node takes while batch jobs wait.
     pub max_overtakes: usize,
+    /// Whether requests go to the node that keeps the beginning of their prompt.
+    pub affinity: Affinity,
+    /// Whether this process keeps the beginnings of prompts: its prefix cache has memory.
+    pub keeps_prompts: bool,
     /// Whether a node that stops gives its running jobs to other nodes.
     pub hands_over: bool,
+}
+
+/// Whether a request goes to the node that keeps the beginning of its prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// To any free node.
+    Off,
+    /// To that node, if it is free.
+    Idle,
+    /// To that node, if it is free before another one could have read the beginning.
+    Worth,
 }
 
 /// How to log in at the NATS server.

@@ -88,7 +88,14 @@ impl Subjects {
 
     /// Name of the stream, which may have neither dots nor spaces.
     pub(super) fn stream(&self) -> String {
-        self.prefix.to_ascii_uppercase()
+        self.stream_of(VERSION)
+    }
+
+    /// Each version has its own stream: a stream has one list of subjects, and gateways of two versions would take it from each
+    /// other.
+    fn stream_of(&self, version: u32) -> String {
+        let name = self.prefix.to_ascii_uppercase();
+        if version == 1 { name } else { format!("{name}_{version}") }
     }
 
     pub(super) fn all_jobs(&self) -> String {
@@ -147,6 +154,12 @@ mod tests {
         let [one, other] = [(); 2].map(|()| random_name("my host.local"));
         assert_ne!(one, other);
         assert!(one.starts_with("my_host_local-"), "{one}");
+    }
+
+    #[test]
+    fn gateways_of_two_versions_have_two_streams() {
+        let subjects = Subjects::new("eka");
+        assert_eq!((subjects.stream_of(1).as_str(), subjects.stream_of(2).as_str()), ("EKA", "EKA_2"));
     }
 
     #[test]

@@ -43,8 +43,8 @@ pub use self::{
         Server, Tls, Trace, Watchdog,
     },
     types::{
-        Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddress, ListenAddresses,
-        LogFormat, Origins, QueueStorage, Secret, UnknownFields, UnknownValue,
+        AffinityMode, Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddress,
+        ListenAddresses, LogFormat, Origins, QueueStorage, Secret, UnknownFields, UnknownValue,
     },
     user_dirs::{USER_STATE, UserDir},
 };

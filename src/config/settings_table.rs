@@ -13,8 +13,8 @@ use super::{
     defaults::{default_cache_dir, default_model_id, default_prompt_dir},
     setting::{Flag, Setting},
     types::{
-        Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses, LogFormat, Origins,
-        QueueStorage, Secret, UnknownFields,
+        AffinityMode, Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses,
+        LogFormat, Origins, QueueStorage, Secret, UnknownFields,
     },
     validate::Validator,
     value::SettingValue,
@@ -324,6 +324,9 @@ settings! {
         beat_ms: Millis = 500, in 50..=60_000;
         /// Number of nodes that a request may lose before it fails
         max_losses: NonZeroU32 = 3, in 1..=100;
+        /// Whether a request goes to the node that has the beginning of its prompt in its prompt cache: `off`, `idle` if that node
+        /// is free, or `worth` if it is free before another node could have read the beginning
+        affinity: AffinityMode = "idle", expect "off, idle or worth";
         /// What a node does with its running requests when it stops: `finish` completes them within `server.grace_ms`,
         /// `hand-over` lets other nodes continue them at the next token
         drain: DrainMode = "finish", expect "finish or hand-over";

@@ -66,6 +66,17 @@ pub enum QueueStorage {
     Memory,
 }
 
+/// Whether a request goes to the node of a cluster that keeps the beginning of its prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AffinityMode {
+    /// To any free node.
+    Off,
+    /// To that node, if it is free.
+    Idle,
+    /// To that node, if it is free before another one could have read the beginning.
+    Worth,
+}
+
 /// What a node of a cluster does with its running requests when it stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DrainMode {

@@ -13,8 +13,8 @@ use config::ValueKind;
 use super::{
     setting::Kind,
     types::{
-        Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses, LogFormat, Origins,
-        QueueStorage, Secret, UnknownFields,
+        AffinityMode, Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses,
+        LogFormat, Origins, QueueStorage, Secret, UnknownFields,
     },
 };
 use crate::{
@@ -134,7 +134,7 @@ macro_rules! words {
     )+};
 }
 
-words! { DefaultsFrom DrainMode LogFormat Pooling QueueStorage UnknownFields WeightFormat }
+words! { AffinityMode DefaultsFrom DrainMode LogFormat Pooling QueueStorage UnknownFields WeightFormat }
 
 /// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {

@@ -31,6 +31,7 @@ mod schema_walk;
 mod tests;
 mod vocabulary;
 
+pub(crate) use self::schema_walk::each_inner as each_inner_schema;
 pub use self::{
     after_text::after_text,
     error::ConstraintError,

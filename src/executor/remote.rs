@@ -1,7 +1,7 @@
 //! A queue whose jobs run on other machines. These decide which job is next and claim it by its id, so there are no slots that
 //! look for jobs. All else is as in a local queue: limits, deadlines, cancellation, metrics, and what `/v1/slot` shows.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -18,7 +18,7 @@ use super::{
     snapshot::JobOutcome,
 };
 use crate::{
-    job::{Event, Failure, GroupedJob, JobId},
+    job::{Event, Failure, GroupedJob, Job, JobId},
     metrics::Metrics,
 };
 
@@ -64,6 +64,22 @@ impl RemoteQueue {
     #[must_use]
     pub fn is_waiting(&self, group: JobId) -> bool {
         self.shared.queue().waiting_group(group).is_some()
+    }
+
+    /// The first waiting job of a group.
+    #[must_use]
+    pub fn first_of(&self, group: JobId) -> Option<Job> {
+        self.shared.queue().first_of(group)
+    }
+
+    /// Number of running jobs of each slot that has any.
+    #[must_use]
+    pub fn running(&self) -> BTreeMap<usize, usize> {
+        let mut slots = BTreeMap::new();
+        for running in self.shared.queue().running() {
+            *slots.entry(running.slot).or_default() += 1;
+        }
+        slots
     }
 
     /// Jobs that wait, and groups of jobs that do not run yet or any more are not among them.

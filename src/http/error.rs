@@ -90,6 +90,8 @@ pub(crate) enum ApiError {
         "no response {id:?} is stored, or no longer; responses are stored if server.stored_responses_bytes is set"
     )]
     ResponseNotFound { id: String },
+    #[error("no node {name:?} reports to this gateway; GET /v1/slot lists all nodes")]
+    NodeNotFound { name: String },
     #[error("no model {asked:?}; available models: {served}")]
     ModelNotFound { asked: String, served: String },
     #[error("model {:?} is not available: {}", .0.id, .0.reason)]
@@ -160,6 +162,7 @@ impl ApiError {
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::SavedPromptNotFound { .. } => (S::NOT_FOUND, "saved_prompt_not_found"),
             Self::ResponseNotFound { .. } => (S::NOT_FOUND, "response_not_found"),
+            Self::NodeNotFound { .. } => (S::NOT_FOUND, "node_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::ModelUnavailable(_) => (S::SERVICE_UNAVAILABLE, "model_unavailable"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),

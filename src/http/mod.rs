@@ -69,6 +69,6 @@ pub use self::{
         listener::Listener,
         serve::{Life, serve},
     },
-    state::{AppState, Commands, DeviceStates, ServesModel, SetLogLevel, Settings},
+    state::{AppState, Commands, DeviceStates, DrainNode, ServesModel, SetLogLevel, Settings},
     tls::{Tls, TlsError},
 };

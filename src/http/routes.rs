@@ -14,7 +14,7 @@ use super::{
         OllamaChatAnswer, OllamaGenerate, OllamaGenerated, Response, ResponseEvent, Responses,
     },
     handlers::{
-        admin::{self, CommandAnswer, Draining, LogLevel},
+        admin::{self, CommandAnswer, Draining, DrainingNode, LogLevel},
         embeddings::{self, EmbeddingList, OllamaEmbedding, OllamaEmbeddings, Reranked},
         generate::{count_tokens, generate},
         health::{self, Status, Version},
@@ -428,6 +428,16 @@ fn admin() -> Vec<Route> {
             .answers::<LogLevel>("The level is set."),
         Route::new(POST, "/admin/drain", "Shut down after the accepted requests (admin)", admin::drain)
             .answers_with::<Draining>(202, "The server is shutting down."),
+        Route::new(
+            POST,
+            "/admin/nodes/{node}/drain",
+            "Shut down a node of a cluster after its requests (admin)",
+            admin::drain_node,
+        )
+        .details("Of a gateway. What happens to running requests is the node's setting `cluster.drain`.")
+        .parameter("node", "The name of the node, `cluster.node_id`.")
+        .answers_with::<DrainingNode>(202, "The node is shutting down.")
+        .errors(&[(404, "No such node reports to this gateway.")]),
     ];
     routes.into_iter().map(|route| route.access(Access::Admin)).collect()
 }

@@ -36,6 +36,9 @@ pub type Commands =
 /// Gives the readiness of each device, or of each slot of a cluster, by its name.
 pub type DeviceStates = Arc<dyn Fn() -> Vec<(String, Readiness)> + Send + Sync>;
 
+/// Makes a node of a cluster stop after the requests that it has; `false` if there is no such node.
+pub type DrainNode = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+
 /// Says whether something can answer requests for a model, by its id.
 pub type ServesModel = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
@@ -122,6 +125,8 @@ pub struct AppState {
     pub sandbox: Option<Sandbox>,
     /// `None` if admin commands are not supported.
     pub commands: Option<Commands>,
+    /// `None` if this is no gateway of a cluster.
+    pub drain_node: Option<DrainNode>,
     /// `None` if every model of the settings can be answered.
     pub serves: Option<ServesModel>,
     /// `None` if prompts cannot be saved.
@@ -167,6 +172,7 @@ impl AppState {
             tls: None,
             sandbox: None,
             commands: None,
+            drain_node: None,
             serves: None,
             saved: None,
             set_log_level: None,

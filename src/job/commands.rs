@@ -46,7 +46,7 @@ pub struct PromptToRestore {
 }
 
 /// What a command did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandReport {
     /// The worker's memory before.
     pub before: Memory,
@@ -59,7 +59,7 @@ pub struct CommandReport {
 }
 
 /// The result of a command on one device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandOutcome {
     /// Label of the device; `None` for a single device.
     pub device: Option<String>,

@@ -36,7 +36,7 @@ pub enum Prompts {
     /// Random token ids below this number, for [`Api::Completions`]; the length counts tokens.
     Ids(u32),
     /// These prompts in random order; the length is ignored.
-    Given(Vec<String>),
+    Listed(Vec<String>),
 }
 
 /// Schedule of the requests.
@@ -126,8 +126,8 @@ impl Plan {
                 let words: Vec<_> = (0..length).map(|_| WORDS[random.random_range(0..WORDS.len())]).collect();
                 json!(words.join(" "))
             }
-            Prompts::Given(prompts) if prompts.is_empty() => json!(""),
-            Prompts::Given(prompts) => json!(prompts[random.random_range(0..prompts.len())]),
+            Prompts::Listed(prompts) if prompts.is_empty() => json!(""),
+            Prompts::Listed(prompts) => json!(prompts[random.random_range(0..prompts.len())]),
         }
     }
 

@@ -156,7 +156,8 @@ pub struct GraphNames {
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Lengths {
     /// Separate inputs, so that no node computes them (eka's exports).
-    Given {
+    #[serde(rename = "given")]
+    Separate {
         /// int32 `[1]`: total length minus one.
         seqlens_k: String,
         /// int32 scalar: total length.
@@ -185,7 +186,7 @@ impl Default for GraphNames {
         Self {
             file: "model.onnx".into(),
             input_ids: "input_ids".into(),
-            lengths: Lengths::Given {
+            lengths: Lengths::Separate {
                 seqlens_k: "seqlens_k".into(),
                 total_sequence_length: "total_sequence_length".into(),
                 logits_index: "logits_index".into(),

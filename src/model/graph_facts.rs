@@ -19,7 +19,7 @@ const READ_ROWS: [&str; 3] = ["Gather", "GatherBlockQuantized", gqa::NAME];
 /// submitted: attention treats it as an upper bound, so the capacity of the cache is right for every step. Other nodes that
 /// read it would compute with that length: ALiBi has a tensor of the total's shape.
 pub(super) fn can_repeat_steps(graph: &Graph, names: &GraphNames) -> bool {
-    let Lengths::Given { total_sequence_length: total, .. } = &names.lengths else { return false };
+    let Lengths::Separate { total_sequence_length: total, .. } = &names.lengths else { return false };
     let mut reading = graph.node.iter().filter(|node| node.input.contains(total));
     reading.all(|node| node.op_type == gqa::NAME)
 }

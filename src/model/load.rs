@@ -67,7 +67,7 @@ impl Model {
         if device.gpu().is_some() {
             let Manifest { dtype, graph, .. } = Manifest::read(dir)?;
             // The type of onnxruntime-genai's graphs is only known once they are loaded.
-            if dtype == Dtype::Float32 && matches!(graph.lengths, Lengths::Given { .. }) {
+            if dtype == Dtype::Float32 && matches!(graph.lengths, Lengths::Separate { .. }) {
                 let dir = dir.to_path_buf();
                 let why = ModelError::NotForGpu { dir: dir.clone(), dtype };
                 if !device.may_leave_to_cpu() {
@@ -157,19 +157,19 @@ impl Model {
     /// [row-invariant](Self::is_row_invariant), and positions are rotary or absent.
     #[must_use]
     pub fn takes_sequences(&self) -> bool {
-        self.takes_sequences && matches!(self.manifest.graph.lengths, Lengths::Given { .. })
+        self.takes_sequences && matches!(self.manifest.graph.lengths, Lengths::Separate { .. })
     }
 
     /// Whether passes can give hidden states.
     #[must_use]
     pub fn gives_hidden_states(&self) -> bool {
-        self.hidden.is_some() && matches!(self.manifest.graph.lengths, Lengths::Given { .. })
+        self.hidden.is_some() && matches!(self.manifest.graph.lengths, Lengths::Separate { .. })
     }
 
     /// The positions for which the graph gives logits.
     pub(super) fn rows(&self) -> LogitPositions {
         match &self.manifest.graph.lengths {
-            Lengths::Given { .. } => LogitPositions::Chosen,
+            Lengths::Separate { .. } => LogitPositions::Chosen,
             Lengths::Mask { .. } if self.gives_last_alone => LogitPositions::Last,
             Lengths::Mask { .. } => LogitPositions::All,
         }

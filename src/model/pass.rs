@@ -26,7 +26,7 @@ pub struct Pass {
 /// The graph's inputs for lengths; with a mask, also whether it computes the logits of all positions.
 #[derive(Clone, Copy, Debug)]
 enum LengthSlots {
-    Given { seqlens_k: Slot<i32>, total_sequence_length: Slot<i32>, logits_index: Slot<i64> },
+    Separate { seqlens_k: Slot<i32>, total_sequence_length: Slot<i32>, logits_index: Slot<i64> },
     Mask { attention_mask: Slot<i64>, gives_all: bool },
 }
 
@@ -80,13 +80,13 @@ impl Model {
     /// As [`pass`](Self::pass), and [`DeviceError::Shape`] when the model does not take sequences.
     pub fn pass_of_sequences(&self, width: usize, sequences: usize) -> Result<Pass, DeviceError> {
         let names = &self.manifest().graph;
-        let Lengths::Given { seqlens_k, total_sequence_length, logits_index } = &names.lengths else {
+        let Lengths::Separate { seqlens_k, total_sequence_length, logits_index } = &names.lengths else {
             return Err(DeviceError::Shape { shape: vec![sequences], needed: sequences, room: 1 });
         };
         let vocab = self.manifest().dims.vocab;
         let mut binding = Binding::new(self.session())?;
         let input_ids = binding.input(&names.input_ids, &[1, width])?;
-        let lengths = LengthSlots::Given {
+        let lengths = LengthSlots::Separate {
             seqlens_k: binding.input(seqlens_k, &[PassSequence::table_len(sequences)])?,
             total_sequence_length: binding.input(total_sequence_length, &[])?,
             logits_index: binding.input(logits_index, &[sequences])?,
@@ -102,7 +102,7 @@ impl Pass {
     #[must_use]
     pub fn captured(mut self, model: &Model) -> Self {
         // With a mask, shapes change from run to run.
-        if matches!(self.lengths, LengthSlots::Given { .. }) {
+        if matches!(self.lengths, LengthSlots::Separate { .. }) {
             self.binding.capture(model.session());
         }
         self
@@ -128,7 +128,7 @@ impl LengthSlots {
         gives: LogitPositions,
     ) -> Result<Self, DeviceError> {
         Ok(match names {
-            Lengths::Given { seqlens_k, total_sequence_length, logits_index } => Self::Given {
+            Lengths::Separate { seqlens_k, total_sequence_length, logits_index } => Self::Separate {
                 seqlens_k: binding.input(seqlens_k, &[1])?,
                 total_sequence_length: binding.input(total_sequence_length, &[])?,
                 logits_index: binding.input(logits_index, &[rows])?,
@@ -211,7 +211,7 @@ impl Pass {
         tokens: &[u32],
         sequences: &[PassSequence],
     ) -> Result<&mut [f32], DeviceError> {
-        let LengthSlots::Given { seqlens_k, logits_index, .. } = self.lengths else {
+        let LengthSlots::Separate { seqlens_k, logits_index, .. } = self.lengths else {
             return Err(DeviceError::Shape { shape: vec![1], needed: sequences.len(), room: 1 });
         };
         self.check(tokens.len(), 0)?;
@@ -253,7 +253,7 @@ impl Pass {
     /// Sets the total length that attention reads on the host. It is an upper bound of the length on the device. In a
     /// captured run it is the capacity of the cache, because it is read once, at the capture.
     fn set_host_length(&mut self, total: usize) {
-        if let LengthSlots::Given { total_sequence_length, .. } = self.lengths {
+        if let LengthSlots::Separate { total_sequence_length, .. } = self.lengths {
             self.binding.write(total_sequence_length)[0] = length(total);
         }
     }
@@ -270,7 +270,7 @@ impl Pass {
     fn shape(&mut self, new: usize, total: usize) -> Result<(), DeviceError> {
         let rows = self.rows.min(new);
         match self.lengths {
-            LengthSlots::Given { seqlens_k, logits_index, .. } => {
+            LengthSlots::Separate { seqlens_k, logits_index, .. } => {
                 self.binding.write(seqlens_k)[0] = length(total - 1);
                 if self.binding.read(logits_index).len() != rows {
                     self.binding.reshape(logits_index, &[rows])?;

@@ -151,7 +151,7 @@ fn expected_inputs(manifest: &Manifest, format: Option<Format>) -> Vec<Expected>
         |name: &str, element, shape: &[i64]| Expected { name: name.into(), element, shape: shape.into() };
     let mut all = vec![tensor(&names.input_ids, "int64", &[1, -1])];
     match &names.lengths {
-        Lengths::Given { seqlens_k, total_sequence_length, logits_index } => all.extend([
+        Lengths::Separate { seqlens_k, total_sequence_length, logits_index } => all.extend([
             tensor(seqlens_k, "int32", &[1]),
             tensor(total_sequence_length, "int32", &[]),
             tensor(logits_index, "int64", &[-1]),

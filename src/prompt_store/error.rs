@@ -44,7 +44,7 @@ pub enum PromptStoreError {
     },
     /// The checksum of its content does not match.
     #[error("corrupt: the SHA-256 of its content does not match its header; save it again")]
-    Sum,
+    ChecksumMismatch,
     /// It was computed by another model.
     #[error(
         "computed by another export of the model ({saved}), not by the one that is loaded as {model}; save it again"

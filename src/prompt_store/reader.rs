@@ -128,9 +128,13 @@ impl<'a> PromptReader<'a> {
     /// Checks that the checksum of all bytes read matches the header.
     ///
     /// # Errors
-    /// [`PromptStoreError::Sum`] when it does not.
+    /// [`PromptStoreError::ChecksumMismatch`] when it does not.
     pub fn finish(self) -> Result<(), PromptStoreError> {
-        if hexadecimal(self.sum) == self.header.sum { Ok(()) } else { Err(PromptStoreError::Sum) }
+        if hexadecimal(self.sum) == self.header.sum {
+            Ok(())
+        } else {
+            Err(PromptStoreError::ChecksumMismatch)
+        }
     }
 
     fn fill_summed(&mut self, bytes: &mut [u8]) -> Result<(), PromptStoreError> {

@@ -80,7 +80,8 @@ fn every_setting_that_is_named_exists() {
 
 #[test]
 fn the_metrics_page_lists_the_registered_metrics() {
-    let source = fs::read_to_string(root().join("src/metrics.rs")).unwrap();
+    let files = ["src/metrics.rs", "src/metrics/cluster.rs"];
+    let source = files.map(|file| fs::read_to_string(root().join(file)).unwrap()).concat();
     let calls = source.split("r.register").skip(1).filter(|call| call.starts_with(['(', '_']));
     let registered: BTreeSet<String> =
         calls.filter_map(|call| call.split('"').nth(1)).map(|name| format!("eka_{name}")).collect();

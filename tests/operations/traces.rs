@@ -17,6 +17,7 @@ use prost::Message;
 use serde_json::{Value, json};
 
 use crate::support::{
+    cluster::Cluster,
     program::{Program, argument},
     server::eventually,
 };
@@ -244,4 +245,21 @@ async fn a_missing_or_silent_collector_does_not_affect_requests() {
         }
         assert!(program.end_with("TERM").await.success(), "{}", program.log());
     }
+}
+
+#[tokio::test]
+async fn a_trace_has_the_spans_of_the_gateway_and_of_the_node() {
+    let collector = Collector::start();
+    let endpoint = collector.flag();
+    let cluster = Cluster::start_with(1, &["--set", &endpoint]).await;
+    let header = format!("00-{TRACE}-{PARENT}-01");
+    let sent = cluster.gateway.post(CHAT, &chat()).header("traceparent", header).send().await.unwrap();
+    assert_eq!(sent.status(), 200);
+    let gateway = ["POST /v1/chat/completions", "queue", "prefill", "decode"];
+    let node = ["queue", "prefill", "decode"];
+    let spans = collector.trace(TRACE, &[&gateway[..], &node[..]].concat()).await;
+    let request = spans.iter().find(|span| span.name == gateway[0]).unwrap();
+    assert_eq!(hex(&request.parent_span_id), PARENT);
+    let children = spans.iter().filter(|span| span.parent_span_id == request.span_id);
+    assert_eq!(children.count(), 6, "the phases of both processes are parts of the request");
 }

@@ -225,6 +225,29 @@ export const checks = {
     await end(server);
   },
 
+  async "the slots of a fleet have the names of their nodes, and a node that is away does not hide the others"(browser) {
+    const server = await serve();
+    const { page, seen, close } = await visit(browser, server);
+    // What a gateway answers: the single slot four times, as nodes.
+    await page.route(`${server.url}/v1/slot`, async (route) => {
+      const response = await route.fetch();
+      const slot = await response.json();
+      const node = (index) => ({ ...slot.devices[0], index, label: `node-${index + 1}` });
+      const away = { ...node(3), state: "down", name: null, models: [], memory: null };
+      await route.fulfill({ response, json: { ...slot, devices: [node(0), node(1), node(2), away] } });
+    });
+    await view(page, "slot");
+    await page.locator(".device", { hasText: "node-4" }).waitFor({ timeout: PATIENCE });
+    assert.deepEqual(await page.locator("#slot-title").innerText(), "4 slots");
+    assert.deepEqual(await page.locator(".d-name").allInnerTexts(), ["node-1 · CPU", "node-2 · CPU", "node-3 · CPU", "node-4"]);
+    assert.match(await page.locator(".device").last().innerText(), /No worker is running/);
+    await isReady(page);
+    await shoot(page, "fleet");
+    assert.deepEqual(seen.errors, []);
+    await close();
+    await end(server);
+  },
+
   async "a server that died is shown as not reachable, nothing runs any more, and the prompt is kept"(browser) {
     const server = await serve(...SLOW);
     const { page, close } = await visit(browser, server);

@@ -147,6 +147,13 @@ impl Cluster {
         cluster
     }
 
+    /// Stops a node as a rolling restart does, and starts it again.
+    pub(crate) async fn restart_node(&mut self, index: usize) {
+        let ended = self.nodes[index].end_with("TERM").await;
+        assert!(ended.success(), "{ended}:\n{}", self.nodes[index].log());
+        self.nodes[index] = start_node(&self.nats, index + 1, &self.flags).await;
+    }
+
     /// Another gateway.
     pub(crate) async fn another_gateway(&self) -> Program {
         start_gateway(&self.nats, self.models.path(), &self.flags).await

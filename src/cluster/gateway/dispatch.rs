@@ -1,6 +1,6 @@
 //! Passes messages of nodes to the owners of the jobs.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
@@ -14,6 +14,12 @@ use crate::cluster::{
         decode, encode,
     },
 };
+
+/// Pause before the same problem is logged again.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
+
+/// Problems that are remembered at most.
+const MAX_WARNED: usize = 256;
 
 /// The subscriptions of a gateway.
 pub(super) struct Dispatch {
@@ -40,16 +46,32 @@ impl Dispatch {
 
     /// Passes messages on until the connection ends.
     pub(super) async fn run(mut self) {
-        let shared = self.shared;
+        let (shared, mut warned) = (self.shared, Warned::default());
         loop {
             tokio::select! {
                 Some(message) = self.batches.next() => batch(&shared, message).await,
                 Some(message) = self.claims.next() => claim(&shared, message).await,
                 Some(message) = self.beats.next() => beat(&shared, &message).await,
-                Some(message) = self.states.next() => state(&shared, &message),
+                Some(message) = self.states.next() => state(&shared, &message, &mut warned),
                 else => return,
             }
         }
+    }
+}
+
+/// Nodes report every second, and a problem with one is logged once in a minute.
+#[derive(Debug, Default)]
+struct Warned(HashMap<String, Instant>);
+
+impl Warned {
+    /// Whether a problem with this subject has to be logged.
+    fn is_due(&mut self, subject: &str) -> bool {
+        self.0.retain(|_, at| at.elapsed() < WARN_AGAIN);
+        let is_due = self.0.len() < MAX_WARNED && !self.0.contains_key(subject);
+        if is_due {
+            self.0.insert(subject.to_owned(), Instant::now());
+        }
+        is_due
     }
 }
 
@@ -88,24 +110,35 @@ async fn batch(shared: &Arc<Shared>, message: Message) {
 async fn beat(shared: &Arc<Shared>, message: &Message) {
     let Some(beat) = read::<Beat>(message) else { return };
     let mut answer = BeatAnswer::default();
-    for (run, next) in beat.runs {
-        if !shared.is_current(&run) || !shared.mail(run.job, Mail::Alive(run.clone(), next)) {
+    for report in beat.runs {
+        let run = report.run.clone();
+        if !shared.is_current(&run) || !shared.mail(run.job, Mail::Alive(report)) {
             answer.stop.push(run);
         }
     }
     shared.broker.answer(message, encode(&answer)).await;
 }
 
-fn state(shared: &Arc<Shared>, message: &Message) {
+fn state(shared: &Arc<Shared>, message: &Message, warned: &mut Warned) {
     let version = shared.broker.subjects.version(&message.subject).unwrap_or_default().to_owned();
     if version != VERSION.to_string() {
+        if !warned.is_due(&version) {
+            return;
+        }
         return tracing::warn!(
             event = "node_version",
             "a node uses version {version} of the cluster's messages, and this gateway version {VERSION}: upgrade the older one"
         );
     }
     if let Some(state) = read::<NodeState>(message) {
-        shared.fleet.note(state, Instant::now());
+        let node = state.node.clone();
+        if !shared.fleet.note(state, Instant::now()) && warned.is_due(&node) {
+            tracing::error!(
+                event = "node_id_twice",
+                node,
+                "two nodes have the same cluster.node_id, so their requests may be taken for lost; give each its own"
+            );
+        }
         let (slots, live) = shared.fleet.counts();
         shared.queue.set_slots(slots, live);
     }

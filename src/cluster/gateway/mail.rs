@@ -2,7 +2,7 @@
 
 use async_nats::Message;
 
-use crate::cluster::messages::{Batch, ClaimRequest, RunKey};
+use crate::cluster::messages::{Batch, ClaimRequest, RunKey, RunReport};
 
 /// What an owner is told.
 #[derive(Debug)]
@@ -11,8 +11,8 @@ pub(super) enum Mail {
     Claim(ClaimRequest, Message),
     /// Events of the current epoch. The answer to the last ones goes to the message.
     Batch(Batch, Message),
-    /// The node still runs this, and has the event with this index next.
-    Alive(RunKey, u64),
+    /// The node still runs this.
+    Alive(RunReport),
     /// What the node said when it was asked.
     Probed(RunKey, Probed),
     /// A waiting job has left the queue.
@@ -25,6 +25,7 @@ pub(super) enum Mail {
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) node: String,
+    pub(super) instance: u64,
     pub(super) message: Message,
 }
 

@@ -3,10 +3,12 @@
 //! Each group of jobs has one task ([`lifecycle`]), which holds the state of the group and gets mail: claims, events, what probes found.
 //! The tasks here only pass messages to the owners, and look after the stream and the list of nodes.
 
+mod affinity;
 mod dispatch;
 mod grant;
 mod lifecycle;
 mod mail;
+mod operate;
 mod owner;
 mod probe;
 mod run;
@@ -15,7 +17,7 @@ mod ticket_list;
 mod tickets;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, atomic::AtomicU32},
     time::Duration,
 };
@@ -37,15 +39,15 @@ use self::{
 use super::{
     broker::Broker,
     connect_error::ConnectError,
-    fleet::Fleet,
+    fleet::{Fleet, NodeCounts},
     jetstream::{StreamError, TicketStream},
     options::Options,
     subjects::Pool,
 };
 use crate::{
     executor::{Executor, Limits, QueueChange},
-    job::{JobId, ModelId, Readiness},
-    metrics::Metrics,
+    job::{Command, CommandOutcome, JobId, ModelId, Readiness},
+    metrics::{Metrics, NodeLabel},
 };
 
 /// Interval at which nodes that no longer report are looked for.
@@ -117,6 +119,16 @@ impl Gateway {
         self.shared.pools.get(model).is_some_and(|pool| self.shared.fleet.serves(pool.as_str()))
     }
 
+    /// Runs a command on every node that serves its model; one outcome per device, at least one.
+    pub async fn command(&self, command: Command) -> Vec<CommandOutcome> {
+        operate::on_all_nodes(&self.shared, command).await
+    }
+
+    /// Tells a node to stop after the requests that it has; `false` if there is no such node.
+    pub async fn drain_node(&self, node: &str) -> bool {
+        operate::drain(&self.shared, node).await
+    }
+
     /// Waits until the last messages are with the broker.
     pub async fn finish(&self) {
         self.shared.broker.flush(Duration::from_secs(1)).await;
@@ -172,7 +184,7 @@ async fn start_owners(shared: Arc<Shared>, mut changes: UnboundedReceiver<QueueC
 
 /// Notes nodes that no longer report, and how many slots there are.
 async fn watch_nodes(shared: Arc<Shared>) {
-    let mut look = interval(LOOK);
+    let (mut look, mut known) = (interval(LOOK), HashSet::new());
     loop {
         look.tick().await;
         // Without a connection no node can report.
@@ -184,8 +196,31 @@ async fn watch_nodes(shared: Arc<Shared>) {
         let (slots, live) = shared.fleet.counts();
         shared.queue.set_slots(slots, live);
         let cluster = &shared.metrics.cluster;
-        cluster.nodes.set(i64::try_from(shared.fleet.nodes()).unwrap_or(i64::MAX));
-        cluster.slots.set(i64::try_from(live).unwrap_or(i64::MAX));
+        cluster.slots.set(gauge(live));
         cluster.connected.set(i64::from(shared.broker.connected_since().is_some()));
+        let now = measure_nodes(&shared);
+        known.difference(&now).for_each(|node| cluster.forget(node));
+        known = now;
     }
+}
+
+/// Sets the metrics of each node, and gives the nodes.
+fn measure_nodes(shared: &Shared) -> HashSet<NodeLabel> {
+    let (cluster, running) = (&shared.metrics.cluster, shared.queue.running());
+    let mut known = HashSet::new();
+    let nodes = shared.fleet.nodes_by_name();
+    cluster.nodes.set(gauge(nodes.iter().filter(|node| !node.is_away).count()));
+    for NodeCounts { node, is_away, live, slots } in nodes {
+        let node = NodeLabel { node };
+        let jobs = slots.iter().filter_map(|slot| running.get(slot)).sum();
+        cluster.node_up.get_or_create(&node).set(i64::from(!is_away));
+        cluster.node_slots.get_or_create(&node).set(gauge(live));
+        cluster.node_running.get_or_create(&node).set(gauge(jobs));
+        known.insert(node);
+    }
+    known
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

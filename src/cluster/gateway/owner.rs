@@ -1,6 +1,7 @@
 //! The owner of a group of jobs: its tickets and its epochs.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -12,6 +13,7 @@ use async_nats::HeaderMap;
 use tokio::{sync::mpsc::UnboundedReceiver, time::sleep};
 
 use super::{
+    affinity,
     mail::{Claim, Mail},
     shared::Shared,
 };
@@ -34,6 +36,9 @@ const UNCLAIMED: Duration = Duration::from_millis(200);
 
 /// Tickets of one class for a resumed job.
 const MAX_TICKETS: u32 = 3;
+
+/// Publishes a ticket and gives its number.
+type Publishing<'a> = Pin<Box<dyn Future<Output = u64> + Send + 'a>>;
 
 /// Owns a group of jobs.
 #[derive(Debug)]
@@ -64,7 +69,13 @@ impl Owner {
         let shared = Arc::clone(&self.shared);
         let (accepted, JobId(group)) = (self.group.clone(), self.group.group);
         let ticket = self.next_ticket();
-        let mut publishing = Box::pin(publish(&shared, &accepted, (class, ticket)));
+        let is_offered = ticket == 1 && class != Class::Resumed;
+        let mut publishing: Publishing<'_> = Box::pin(async {
+            if is_offered {
+                affinity::offer(&shared, &accepted).await;
+            }
+            publish(&shared, &accepted, (class, ticket)).await
+        });
         let mut is_published = false;
         let last = ticket + if class == Class::Resumed { MAX_TICKETS - 1 } else { 0 };
         loop {
@@ -83,9 +94,9 @@ impl Owner {
                 }
             };
             match mail {
-                Mail::Claim(ClaimRequest::Claim { node, .. }, message) => {
+                Mail::Claim(ClaimRequest::Claim { node, instance, .. }, message) => {
                     shared.tickets.remove(group);
-                    return Some(Claim { node, message });
+                    return Some(Claim { node, instance, message });
                 }
                 Mail::Claim(ClaimRequest::Part { .. }, message) => {
                     shared.broker.answer(&message, encode(&ClaimAnswer::Gone)).await;

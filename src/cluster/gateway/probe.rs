@@ -10,7 +10,7 @@ use super::{
 };
 use crate::cluster::{
     broker::NoAnswer,
-    messages::{Control, ControlAnswer, ControlCommand, RunKey, decode, encode},
+    messages::{Control, ControlCommand, NodeAnswer, NodeRequest, RunKey, decode, encode},
 };
 
 /// Pause before a node that the broker does not know is asked once more: it may just be reconnecting.
@@ -28,17 +28,18 @@ pub(super) fn send(shared: &Arc<Shared>, node: &str, run: RunKey, command: Contr
 async fn ask(shared: &Shared, node: &str, run: &RunKey, command: ControlCommand) -> Probed {
     let subject = shared.broker.subjects.control(node);
     let control = Control { gateway: shared.options.id.clone(), run: run.clone(), command };
+    let request = encode(&NodeRequest::Run(control));
     let limit = shared.options.lost;
-    let mut answer = shared.broker.request(&subject, encode(&control), limit).await;
+    let mut answer = shared.broker.request(&subject, request.clone(), limit).await;
     if matches!(answer, Err(NoAnswer::NoResponders)) {
         sleep(ONCE_MORE).await;
-        answer = shared.broker.request(&subject, encode(&control), limit).await;
+        answer = shared.broker.request(&subject, request.clone(), limit).await;
     }
     match answer {
         Ok(message) => match decode(&message.payload) {
-            Ok(ControlAnswer::Running { next }) => Probed::Running(next),
-            Ok(ControlAnswer::Unknown) => Probed::Unknown,
-            Err(_) => Probed::Silent,
+            Ok(NodeAnswer::Running { next }) => Probed::Running(next),
+            Ok(NodeAnswer::Unknown) => Probed::Unknown,
+            Ok(_) | Err(_) => Probed::Silent,
         },
         Err(NoAnswer::NoResponders) => Probed::Absent,
         Err(NoAnswer::Late) => Probed::Silent,

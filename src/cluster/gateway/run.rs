@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::mpsc::UnboundedSender,
     time::{Instant, sleep_until},
@@ -20,6 +21,7 @@ use crate::{
         subjects::Class,
     },
     job::{EndReason, Event, Failure, Finish, GroupedJob, JobId, MemoryReport, Step, Timings, Usage},
+    metrics::NodeLabel,
 };
 
 /// Two requests to replay are at least this far apart.
@@ -49,12 +51,19 @@ pub(super) async fn run_group(
                 }
             },
         };
+        let node = NodeLabel { node: next.node.clone() };
         let ended = Attempt::new(&mut owner, &mut group, &mut cancels).run(next).await;
         owner.end_run();
         match ended {
             AttemptEnd::Finished => return Ok(()),
-            AttemptEnd::HandedOver => drop(owner.shared.metrics.cluster.handed_over.inc()),
-            AttemptEnd::Lost(reason) => group.note_loss(&owner, &reason)?,
+            AttemptEnd::HandedOver => {
+                group.moves += 1;
+                owner.shared.metrics.cluster.handed_over.inc();
+            }
+            AttemptEnd::Lost(reason) => {
+                owner.shared.metrics.cluster.node_losses.get_or_create(&node).inc();
+                group.note_loss(&owner, &reason)?;
+            }
         }
         if group.is_cancelled() {
             group.end_cancelled();
@@ -87,6 +96,8 @@ struct RunningGroup {
     /// Jobs of the group at first, which share its time.
     jobs: u32,
     losses: u32,
+    /// Nodes that it has left: losses, and nodes that stopped.
+    moves: u32,
 }
 
 impl RunningGroup {
@@ -100,6 +111,7 @@ impl RunningGroup {
             began: Instant::now(),
             first_token: None,
             losses: 0,
+            moves: 0,
         }
     }
 
@@ -151,6 +163,7 @@ impl RunningGroup {
     /// [`Failure::WorkerLost`] when it was one too many.
     fn note_loss(&mut self, owner: &Owner, reason: &str) -> Result<(), Failure> {
         self.losses += 1;
+        self.moves += 1;
         owner.shared.metrics.cluster.losses.inc();
         let tokens: usize = self.members.iter().map(|(_, grouped)| grouped.job.answer.len()).sum();
         let job = owner.name();
@@ -189,13 +202,13 @@ impl RunningGroup {
 
     /// Corrects the times of a job that ran on several nodes: each measures only its own part.
     fn correct(&self, timings: &mut Timings) {
-        if self.losses == 0 {
+        if self.moves == 0 {
             return;
         }
         let first_token = self.first_token.unwrap_or_else(Instant::now);
         timings.prefill = (first_token - self.began) / self.jobs;
         timings.decode = first_token.elapsed() / self.jobs;
-        timings.resumed += self.losses;
+        timings.resumed += self.moves;
     }
 }
 
@@ -206,6 +219,10 @@ struct Attempt<'a> {
     cancels: &'a mut Cancels,
     run: RunKey,
     node: String,
+    /// The process of that name which claimed the group.
+    instance: u64,
+    /// Counts the tokens of the node.
+    tokens: Option<Counter>,
     grant: EncodedGrant,
     /// The group's jobs by their place in the grant.
     granted: Vec<u16>,
@@ -231,6 +248,8 @@ impl<'a> Attempt<'a> {
             cancels,
             run,
             node: String::new(),
+            instance: 0,
+            tokens: None,
             grant,
             granted,
             next: 0,
@@ -242,11 +261,13 @@ impl<'a> Attempt<'a> {
     }
 
     async fn run(mut self, claim: Claim) -> AttemptEnd {
-        self.node = claim.node;
-        let jobs: Vec<JobId> = self.group.members.iter().map(|(_, grouped)| grouped.job.id).collect();
+        (self.node, self.instance) = (claim.node, claim.instance);
         let shared = Arc::clone(&self.owner.shared);
-        shared.queue.move_to(&jobs, shared.fleet.slot_of(&self.node));
-        shared.metrics.cluster.claims.inc();
+        self.show_on_slot(0);
+        let (cluster, label) = (&shared.metrics.cluster, NodeLabel { node: self.node.clone() });
+        cluster.claims.inc();
+        cluster.node_claims.get_or_create(&label).inc();
+        self.tokens = Some(cluster.node_tokens.get_or_create_owned(&label));
         let granted = encode(&self.grant.beginning(self.run.clone()));
         shared.broker.answer(&claim.message, granted).await;
         // Those that were cancelled while the job waited for this node.
@@ -267,6 +288,10 @@ impl<'a> Attempt<'a> {
                     self.send_cancels();
                 }
                 () = sleep_until(look) => {
+                    // This process was stopped, or had no processor: what nodes have sent meanwhile is not read yet.
+                    if look.elapsed() > shared.options.probe {
+                        self.heard = Instant::now();
+                    }
                     if let Some(end) = self.look() {
                         return end;
                     }
@@ -283,7 +308,9 @@ impl<'a> Attempt<'a> {
                 shared.broker.answer(&message, encode(&self.grant.part(offset))).await;
             }
             // The answer was lost: the node asks once more.
-            Mail::Claim(ClaimRequest::Claim { node, .. }, message) if node == self.node && self.next == 0 => {
+            Mail::Claim(ClaimRequest::Claim { node, instance, .. }, message)
+                if (node.as_str(), instance, self.next) == (self.node.as_str(), self.instance, 0) =>
+            {
                 let granted = encode(&self.grant.beginning(self.run.clone()));
                 shared.broker.answer(&message, granted).await;
             }
@@ -299,9 +326,11 @@ impl<'a> Attempt<'a> {
                 shared.metrics.cluster.stale.inc();
                 shared.broker.answer(&message, encode(&BatchAnswer::Unknown)).await;
             }
-            Mail::Alive(run, next) | Mail::Probed(run, Probed::Running(next)) if run == self.run => {
-                self.note_alive(next);
+            Mail::Alive(report) if report.run == self.run => {
+                self.show_on_slot(report.slot.into());
+                self.note_alive(report.next);
             }
+            Mail::Probed(run, Probed::Running(next)) if run == self.run => self.note_alive(next),
             Mail::Probed(run, probed) if run == self.run => return self.note_probe(probed),
             Mail::Alive(..) | Mail::Probed(..) | Mail::Withdrawn | Mail::TicketLost => {}
         }
@@ -319,6 +348,9 @@ impl<'a> Attempt<'a> {
         for (place, event) in batch.events.into_iter().skip(known) {
             self.next += 1;
             self.is_behind = false;
+            if let (Event::Step(Step::Token(_)), Some(tokens)) = (&event, &self.tokens) {
+                tokens.inc();
+            }
             if let Some(member) = self.granted.get(usize::from(place)) {
                 self.group.take(*member, event);
             }
@@ -383,6 +415,13 @@ impl<'a> Attempt<'a> {
     /// For how long this gateway could have heard the node.
     fn connected_for(&self) -> Duration {
         self.owner.shared.broker.connected_since().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Shows the jobs on a slot of the node.
+    fn show_on_slot(&self, number: usize) {
+        let shared = &self.owner.shared;
+        let jobs: Vec<JobId> = self.group.members.iter().map(|(_, grouped)| grouped.job.id).collect();
+        shared.queue.move_to(&jobs, shared.fleet.slot_of(&self.node, number));
     }
 
     fn send_cancels(&self) {

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::interval;
+use futures_util::{StreamExt, stream};
+use tokio::time::{interval, sleep};
 
 use super::{mail::Mail, shared::Shared};
 use crate::cluster::{jetstream::StreamInfo, subjects::Pool};
@@ -13,15 +14,25 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Interval at which the number of waiting tickets is read.
 const COUNT: Duration = Duration::from_millis(500);
 
-/// Tickets that are looked for one by one in a round. A stream that was lost is found by its own time of creation.
+/// After the connection is made, servers of a cluster may still elect a leader.
+const SETTLED: Duration = Duration::from_millis(500);
+
+/// Tickets that are looked for one by one in a round, at the same time. A stream that was lost is found by its own time of creation.
 const LOOKED_FOR: usize = 16;
 
 /// Has lost tickets published again, and counts those of all gateways.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let (mut look, mut count) = (interval(LOOK), interval(COUNT));
     let (mut known, mut next) = (StreamInfo::default(), 0);
+    let mut connection = shared.broker.connection();
     loop {
         tokio::select! {
+            // Nodes remove tickets of a gateway that they cannot reach.
+            Ok(()) = connection.changed() => {
+                sleep(SETTLED).await;
+                let own = shared.tickets.all();
+                look_for(&shared, &own, (0, own.len())).await;
+            }
             _ = look.tick() => {
                 let own = shared.tickets.all();
                 let is_lost = match shared.stream.info().await {
@@ -40,7 +51,9 @@ pub(super) async fn watch(shared: Arc<Shared>) {
                     make_again(&shared).await;
                     own.iter().for_each(|(group, _)| publish_again(&shared, *group));
                 } else {
-                    next = look_for(&shared, &own, next).await;
+                    next = if next < own.len() { next } else { 0 };
+                    look_for(&shared, &own, (next, LOOKED_FOR)).await;
+                    next += LOOKED_FOR;
                 }
             }
             _ = count.tick() => {
@@ -66,15 +79,15 @@ async fn make_again(shared: &Shared) {
     }
 }
 
-/// Looks for some tickets, from the `next` one on; returns where to go on.
-async fn look_for(shared: &Shared, own: &[(u64, u64)], next: usize) -> usize {
-    let from = if next < own.len() { next } else { 0 };
-    for (group, ticket) in own.iter().skip(from).take(LOOKED_FOR) {
-        if shared.stream.has(*ticket).await == Ok(false) && shared.tickets.of(*group) == Some(*ticket) {
-            publish_again(shared, *group);
+/// Looks for so many tickets, from a place in the list on.
+async fn look_for(shared: &Shared, own: &[(u64, u64)], (from, count): (usize, usize)) {
+    let look = |(group, ticket): (u64, u64)| async move {
+        if shared.stream.has(ticket).await == Ok(false) && shared.tickets.of(group) == Some(ticket) {
+            publish_again(shared, group);
         }
-    }
-    from + LOOKED_FOR
+    };
+    let tickets: Vec<(u64, u64)> = own.iter().skip(from).take(count).copied().collect();
+    stream::iter(tickets).for_each_concurrent(LOOKED_FOR, look).await;
 }
 
 fn publish_again(shared: &Shared, group: u64) {

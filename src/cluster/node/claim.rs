@@ -28,31 +28,56 @@ enum Outcome {
     GiveBack(Duration),
 }
 
-/// Claims the job of a ticket and starts it. Returns when the slot is taken or free again.
-pub(super) async fn claim(shared: &Arc<Shared>, message: &Message) {
-    let Ok(ticket) = decode::<Ticket>(&message.payload) else {
-        tracing::error!(event = "ticket_unreadable", subject = %message.subject, "ticket of another version removed");
-        return settle(shared, message, "+TERM").await;
+/// Claims the job of a ticket and starts it. The slot is taken when this returns.
+pub(super) fn start(shared: &Arc<Shared>, ticket: Message) {
+    let shared = Arc::clone(shared);
+    let Ok(Ticket { gateway, job, .. }) = decode::<Ticket>(&ticket.payload) else {
+        tracing::error!(event = "ticket_unreadable", subject = %ticket.subject, "ticket of another version removed");
+        tokio::spawn(async move { settle(&shared, &ticket, "+TERM").await });
+        return;
     };
-    let job = (ticket.gateway, ticket.job);
-    if !shared.runs.claim(&job) {
+    let key = (gateway, job);
+    if shared.runs.claim(&key) {
+        tokio::spawn(async move { claim(&shared, &key, Some(&ticket)).await });
+    } else {
         // The node has not yet handed in an earlier run of this job, which it lost; another node is as good.
-        return give_back(shared, message, Duration::from_millis(100)).await;
+        tokio::spawn(async move { give_back(&shared, &ticket, Duration::from_millis(100)).await });
     }
-    let outcome = ask(shared, &job, message).await;
-    if !matches!(shared.runs.get(&job), Some(super::runs::Entry::Run(_))) {
-        shared.runs.remove(&job);
+}
+
+/// Claims an offered job and starts it; `false` if the node has it. The slot is taken when this returns.
+pub(super) fn start_offered(shared: &Arc<Shared>, key: &JobKey) -> bool {
+    let is_new = shared.runs.claim(key);
+    if is_new {
+        let (shared, key) = (Arc::clone(shared), key.clone());
+        tokio::spawn(async move { claim(&shared, &key, None).await });
     }
-    match outcome {
-        Outcome::Remove => settle(shared, message, "+ACK").await,
-        Outcome::GiveBack(after) => give_back(shared, message, after).await,
+    is_new
+}
+
+/// Claims a job, with a ticket or because it was offered.
+async fn claim(shared: &Arc<Shared>, job: &JobKey, ticket: Option<&Message>) {
+    let outcome = ask(shared, job, ticket.map_or(DELIVERIES, delivery)).await;
+    if !matches!(shared.runs.get(job), Some(super::runs::Entry::Run(_))) {
+        shared.runs.remove(job);
+    }
+    match (outcome, ticket) {
+        (Outcome::Remove, Some(ticket)) => settle(shared, ticket, "+ACK").await,
+        (Outcome::GiveBack(after), Some(ticket)) => give_back(shared, ticket, after).await,
+        // Its gateway publishes a ticket.
+        (_, None) => {}
     }
     shared.freed.notify_waiters();
 }
 
-async fn ask(shared: &Arc<Shared>, job: &JobKey, message: &Message) -> Outcome {
+async fn ask(shared: &Arc<Shared>, job: &JobKey, delivery: u64) -> Outcome {
     let subject = shared.broker.subjects.gateway(&job.0, "claim");
-    let claim = ClaimRequest::Claim { job: job.1, node: shared.options.id.clone(), format: JOB_FORMAT };
+    let claim = ClaimRequest::Claim {
+        job: job.1,
+        node: shared.options.id.clone(),
+        instance: shared.instance,
+        format: JOB_FORMAT,
+    };
     let until = Instant::now() + shared.options.claim;
     // Half of the time at most, so that a lost answer can be asked for again.
     let mut answer = shared.broker.request(&subject, encode(&claim), shared.options.claim / 2).await;
@@ -61,7 +86,7 @@ async fn ask(shared: &Arc<Shared>, job: &JobKey, message: &Message) -> Outcome {
     }
     let answer = match answer {
         Ok(answer) => decode(&answer.payload),
-        Err(NoAnswer::NoResponders) if delivery(message) >= DELIVERIES => return Outcome::Remove,
+        Err(NoAnswer::NoResponders) if delivery >= DELIVERIES => return Outcome::Remove,
         Err(_) => return Outcome::GiveBack(GIVE_BACK),
     };
     match answer {

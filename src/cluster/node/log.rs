@@ -6,11 +6,14 @@ use tokio::sync::Notify;
 
 use crate::{
     cluster::messages::{Batch, RunEnd, RunKey},
-    job::Event,
+    job::{Event, Step},
 };
 
 /// Events in one message at most.
 const BATCH: usize = 256;
+
+/// About how long the events of a message may be together, in bytes. Messages have a limit of 1 MB by default.
+const BATCH_BYTES: usize = 256 * 1024;
 
 /// The events of a run, written by its jobs and published by another task, which may be behind.
 #[derive(Debug, Default)]
@@ -87,7 +90,7 @@ impl EventLog {
                     return None;
                 }
                 let from = state.sent;
-                let until = state.events.len().min(from + BATCH);
+                let until = from + fitting(&state.events[from..]);
                 let is_last = until == state.events.len();
                 if until > from || (is_last && state.end.is_some()) {
                     state.sent = until;
@@ -105,10 +108,32 @@ impl EventLog {
     }
 }
 
+/// The number of events for one message; at least one, if there is any.
+fn fitting(events: &[(u16, Event)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(_, event): &&(u16, Event)| {
+        let is_first = bytes == 0;
+        bytes += encoded_length(event);
+        is_first || bytes <= BATCH_BYTES
+    };
+    events.iter().take(BATCH).take_while(fits).count()
+}
+
+/// About how long an event is in a message, in bytes; never too little.
+fn encoded_length(event: &Event) -> usize {
+    match event {
+        Event::Step(Step::Embedding(numbers)) => 64 + 5 * numbers.len(),
+        Event::Step(Step::Logprobs(logprobs)) => 128 + 32 * logprobs.top.len(),
+        Event::Step(Step::Token(_)) => 32,
+        Event::Step(Step::Progress { .. }) | Event::Started { .. } | Event::Loading | Event::Loaded => 128,
+        Event::Done(_) | Event::Failed(_) => 4096,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Step;
+    use crate::cluster::messages::encode;
 
     fn token(id: u32) -> Event {
         Event::Step(Step::Token(id))
@@ -127,6 +152,21 @@ mod tests {
         log.replay(299);
         let again = log.next(&run()).await.unwrap();
         assert_eq!((again.first, again.events), (299, vec![(0, token(299))]));
+    }
+
+    #[tokio::test]
+    async fn embeddings_of_many_inputs_come_in_messages_below_the_limit() {
+        let log = EventLog::default();
+        (0..100).for_each(|job| log.push(job, Event::Step(Step::Embedding(vec![0.123; 4096]))));
+        let mut events = 0;
+        while events < 100 {
+            let batch = log.next(&run()).await.unwrap();
+            assert!(encode(&batch).len() < 512 * 1024, "{} events", batch.events.len());
+            assert_eq!(batch.first, events);
+            events += batch.events.len() as u64;
+        }
+        log.push(0, Event::Step(Step::Embedding(vec![0.123; 80_000])));
+        assert_eq!(log.next(&run()).await.unwrap().events.len(), 1, "alone, however long");
     }
 
     #[tokio::test]

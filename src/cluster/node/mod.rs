@@ -2,11 +2,14 @@
 
 mod claim;
 mod control;
+mod kept;
 mod log;
+mod offers;
 mod pull;
 mod run;
 mod runs;
 mod shared;
+mod turns;
 
 use std::{
     sync::{
@@ -21,8 +24,8 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 
-pub use self::shared::Devices;
-use self::{runs::Runs, shared::Shared};
+pub use self::shared::{CommandOutcomes, Devices, Operators};
+use self::{kept::Kept, offers::Offers, runs::Runs, shared::Shared};
 use super::{
     broker::Broker,
     connect_error::ConnectError,
@@ -31,7 +34,11 @@ use super::{
     options::Options,
     subjects::Pool,
 };
-use crate::{executor::Executor, job::ModelId, metrics::Metrics};
+use crate::{
+    executor::Executor,
+    job::{ModelId, Readiness},
+    metrics::Metrics,
+};
 
 /// Interval at which a node says what it is and can.
 const REPORT: Duration = Duration::from_secs(1);
@@ -51,6 +58,8 @@ pub struct NodeParts {
     pub executor: Executor,
     /// The devices of this machine.
     pub devices: Devices,
+    /// How gateways operate it.
+    pub operators: Operators,
     /// Its metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -69,7 +78,7 @@ impl Node {
     pub async fn start(
         parts: NodeParts,
     ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), ConnectError> {
-        let NodeParts { broker, options, pools, executor, devices, metrics } = parts;
+        let NodeParts { broker, options, pools, executor, devices, operators, metrics } = parts;
         let stream = TicketStream::new(broker.clone(), &options);
         let shared = Arc::new(Shared {
             broker,
@@ -79,7 +88,12 @@ impl Node {
             executor,
             devices,
             metrics,
+            instance: rand::random(),
+            operators,
             runs: Runs::default(),
+            kept: Kept::default(),
+            offers: Offers::default(),
+            changed: Notify::new(),
             freed: Notify::new(),
             is_draining: AtomicBool::new(false),
         });
@@ -101,6 +115,7 @@ impl Node {
     pub fn drain(&self) {
         self.shared.is_draining.store(true, Ordering::Relaxed);
         self.shared.freed.notify_waiters();
+        self.shared.changed.notify_one();
         if self.shared.options.hands_over {
             self.shared.runs.hand_over();
         }
@@ -127,8 +142,12 @@ async fn report(shared: Arc<Shared>) {
         tokio::select! {
             _ = tick.tick() => {}
             Ok(()) = connection.changed() => {}
+            () = shared.changed.notified() => {}
         }
         shared.metrics.cluster.connected.set(i64::from(shared.broker.connected_since().is_some()));
+        if (shared.devices)().iter().all(|(_, state)| !matches!(state, Readiness::Ready(_))) {
+            shared.kept.clear();
+        }
         if shared.broker.connected_since().is_some() {
             shared.broker.publish(&subject, encode(&shared.state())).await;
         }

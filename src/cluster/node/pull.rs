@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{claim, shared::Shared};
+use super::{claim, shared::Shared, turns::Turns};
 use crate::cluster::{
     connect_error::ConnectError,
     jetstream::{PULL_HEARTBEAT, StreamError},
@@ -34,14 +34,21 @@ pub(super) struct Puller {
     shared: Arc<Shared>,
     inbox: String,
     answers: Subscriber,
-    /// Pulls that wait for a ticket: the subjects of their answers and of the tickets. At most one for each class of a pool.
-    waiting: Vec<(String, String)>,
-    /// When a pull that waits was last heard of.
-    heard: Instant,
-    /// Interactive jobs in a row since the last batch job.
-    overtakes: usize,
+    /// Pulls that wait for a ticket: at most one for each class of a pool.
+    waiting: Vec<WaitingPull>,
+    turns: Turns,
     /// Number of the next pull, which makes the subject of its answers unique.
     pulls: u64,
+}
+
+/// A pull that waits. The consumers of a cluster of NATS servers are on different ones, so each is watched by itself.
+struct WaitingPull {
+    /// Subject of its answers.
+    inbox: String,
+    /// Subject of the tickets.
+    tickets: String,
+    /// When the server was last heard of it.
+    heard: Instant,
 }
 
 /// What a pull gave.
@@ -63,8 +70,8 @@ impl Puller {
     pub(super) async fn start(shared: Arc<Shared>) -> Result<Self, ConnectError> {
         let inbox = shared.broker.new_inbox();
         let answers = shared.broker.subscribe(format!("{inbox}.*")).await?;
-        let (waiting, heard) = (Vec::new(), Instant::now());
-        Ok(Self { shared, inbox, answers, waiting, heard, overtakes: 0, pulls: 0 })
+        let turns = Turns::new(shared.pools.len(), shared.options.max_overtakes);
+        Ok(Self { shared, inbox, answers, waiting: Vec::new(), turns, pulls: 0 })
     }
 
     /// Pulls as long as the node lives.
@@ -82,14 +89,27 @@ impl Puller {
                 self.wait_for_slot().await;
                 continue;
             }
+            if self.turns.offer_is_next() && self.claim_offered() {
+                continue;
+            }
             let ticket = match self.take_one_of_all().await {
-                Some(ticket) => Some(ticket),
+                None if self.claim_offered() => None,
                 None => self.wait_for_ticket(&mut connection).await,
+                ticket => ticket,
             };
             if let Some(ticket) = ticket {
                 self.claim(ticket).await;
             }
         }
+    }
+
+    /// Claims a job that was offered while no slot was free.
+    fn claim_offered(&mut self) -> bool {
+        let claimed = self.shared.offers.take().is_some_and(|job| claim::start_offered(&self.shared, &job));
+        if claimed {
+            self.turns.took_offer();
+        }
+        claimed
     }
 
     /// Waits until a slot is free, and gives back tickets that arrive meanwhile.
@@ -113,16 +133,13 @@ impl Puller {
         }
     }
 
-    /// A ticket that is there: of resumed jobs first, then interactive ones, unless too many have overtaken batch jobs.
+    /// A ticket that is there.
     async fn take_one_of_all(&mut self) -> Option<Message> {
-        let mut classes = Class::ALL;
-        if self.overtakes >= self.shared.options.max_overtakes {
-            classes = [Class::Resumed, Class::Batch, Class::Interactive];
-        }
         let shared = Arc::clone(&self.shared);
-        for class in classes {
-            for (pool, _) in &shared.pools {
-                if let Some(ticket) = self.take_one(pool, class).await {
+        let loaded = shared.loaded();
+        for class in self.turns.classes() {
+            for pool in self.turns.pools(|pool| loaded[pool]) {
+                if let Some(ticket) = self.take_one(&shared.pools[pool].0, class).await {
                     return Some(ticket);
                 }
             }
@@ -132,7 +149,7 @@ impl Puller {
 
     async fn take_one(&mut self, pool: &Pool, class: Class) -> Option<Message> {
         let subject = self.shared.broker.subjects.job(pool, class);
-        if self.waiting.iter().any(|(_, tickets)| *tickets == subject) {
+        if self.waiting.iter().any(|pull| pull.tickets == subject) {
             // It would have been delivered.
             return None;
         }
@@ -161,16 +178,16 @@ impl Puller {
         self.pull_all().await;
         let shared = Arc::clone(&self.shared);
         loop {
-            let silence = self.heard + SILENCE;
+            let silent = self.waiting.iter().map(|pull| pull.heard + SILENCE).min();
             let answer = tokio::select! {
                 answer = self.next() => answer,
                 _ = connection.changed() => {
                     self.waiting.clear();
                     return None;
                 }
-                () = sleep_until(silence) => {
-                    // A broker that is killed says nothing.
-                    self.waiting.clear();
+                () = sleep_until(silent.unwrap_or_else(Instant::now)) => {
+                    // A server that is killed says nothing.
+                    self.waiting.retain(|pull| pull.heard.elapsed() < SILENCE);
                     return None;
                 }
                 () = shared.freed.notified() => {
@@ -196,16 +213,13 @@ impl Puller {
     /// Lets a pull wait on every class that has none.
     async fn pull_all(&mut self) {
         let shared = Arc::clone(&self.shared);
-        if self.waiting.is_empty() {
-            self.heard = Instant::now();
-        }
         for (pool, _) in &shared.pools {
             for class in Class::ALL {
                 let subject = shared.broker.subjects.job(pool, class);
-                if self.waiting.iter().all(|(_, tickets)| *tickets != subject) {
+                if self.waiting.iter().all(|pull| pull.tickets != subject) {
                     let inbox = self.next_inbox();
                     shared.stream.pull(pool, class, &inbox, true).await;
-                    self.waiting.push((inbox, subject));
+                    self.waiting.push(WaitingPull { inbox, tickets: subject, heard: Instant::now() });
                 }
             }
         }
@@ -214,18 +228,21 @@ impl Puller {
     /// The next answer to any pull. Cancel safe.
     async fn next(&mut self) -> Option<Answer> {
         let message = self.answers.next().await?;
-        self.heard = Instant::now();
         let subject = message.subject.to_string();
         Some(match message.status {
             None => {
-                if let Some(at) = self.waiting.iter().position(|(_, tickets)| *tickets == subject) {
+                if let Some(at) = self.waiting.iter().position(|pull| pull.tickets == subject) {
                     self.waiting.remove(at);
                 }
                 Answer::Ticket(message)
             }
-            Some(StatusCode::IDLE_HEARTBEAT) => Answer::Waiting,
+            Some(StatusCode::IDLE_HEARTBEAT) => {
+                let pull = self.waiting.iter_mut().find(|pull| pull.inbox == subject);
+                pull.into_iter().for_each(|pull| pull.heard = Instant::now());
+                Answer::Waiting
+            }
             Some(status) => {
-                self.waiting.retain(|(inbox, _)| *inbox != subject);
+                self.waiting.retain(|pull| pull.inbox != subject);
                 if status == StatusCode::NO_RESPONDERS {
                     Answer::Missing(subject)
                 } else {
@@ -237,22 +254,18 @@ impl Puller {
 
     /// Claims in a task, so that tickets for other slots are not kept waiting.
     async fn claim(&mut self, ticket: Message) {
-        let subject = ticket.subject.as_str();
-        if subject.ends_with(".i") {
-            self.overtakes += 1;
-        } else if subject.ends_with(".b") {
-            self.overtakes = 0;
-        }
-        if self.shared.free_slots() == 0 {
-            return claim::give_back(&self.shared, &ticket, Duration::ZERO).await;
-        }
-        let is_single = self.shared.free_slots() <= 1;
-        if is_single {
-            return claim::claim(&self.shared, &ticket).await;
-        }
         let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move { claim::claim(&shared, &ticket).await });
-        tokio::task::yield_now().await;
+        if shared.free_slots() == 0 {
+            return claim::give_back(&shared, &ticket, Duration::ZERO).await;
+        }
+        let (subjects, subject) = (&shared.broker.subjects, ticket.subject.as_str());
+        let of_pool =
+            |pool: &Pool| Class::ALL.into_iter().find(|class| subjects.job(pool, *class) == subject);
+        let pools = shared.pools.iter().enumerate();
+        let found = pools.filter_map(|(at, (pool, _))| Some((at, of_pool(pool)?))).next();
+        let is_loaded = found.is_none_or(|(at, _)| shared.loaded()[at]);
+        self.turns.took(found.map(|(_, class)| class), found.map(|(at, _)| at), is_loaded);
+        claim::start(&shared, ticket);
     }
 
     async fn create_consumers(&self) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU16},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -20,9 +20,23 @@ pub(super) struct Run {
     pub(super) log: Arc<EventLog>,
     /// Cancels each of its jobs, in the order of the grant.
     pub(super) cancels: Arc<[CancellationToken]>,
+    /// The number of its slot.
+    pub(super) slot: Arc<AtomicU16>,
 }
 
 impl Run {
+    pub(super) fn new(key: RunKey, jobs: usize) -> Self {
+        let cancels = (0..jobs).map(|_| CancellationToken::new()).collect();
+        Self { key, log: Arc::default(), cancels, slot: Arc::default() }
+    }
+
+    /// Ends the run so that another node continues it.
+    pub(super) fn hand_over(&self) {
+        if self.log.end(RunEnd::HandOver) {
+            self.cancels.iter().for_each(CancellationToken::cancel);
+        }
+    }
+
     /// Ends the run without waiting for its jobs: they stop after the current step.
     pub(super) fn stop(&self) {
         self.log.abandon();
@@ -92,11 +106,7 @@ impl Runs {
 
     /// Gives all running jobs back to their gateways.
     pub(super) fn hand_over(&self) {
-        for run in self.by_gateway().into_values().flatten() {
-            if run.log.end(RunEnd::HandOver) {
-                run.cancels.iter().for_each(CancellationToken::cancel);
-            }
-        }
+        self.by_gateway().values().flatten().for_each(Run::hand_over);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<JobKey, Entry>> {

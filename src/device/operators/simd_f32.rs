@@ -76,7 +76,7 @@ pub(super) trait SimdF32 {
 /// rows that are computed together.
 ///
 /// # Safety
-/// As of [`SimdF32`].
+/// The same as for [`SimdF32`].
 #[inline(always)]
 pub(super) unsafe fn exp<V: SimdF32>(x: V::Floats) -> V::Floats {
     // Cephes' polynomial, to 2 units in the last place.
@@ -101,7 +101,7 @@ pub(super) unsafe fn exp<V: SimdF32>(x: V::Floats) -> V::Floats {
 /// The hyperbolic tangent.
 ///
 /// # Safety
-/// As of [`SimdF32`].
+/// The same as for [`SimdF32`].
 #[inline(always)]
 pub(super) unsafe fn tanh<V: SimdF32>(x: V::Floats) -> V::Floats {
     // Eigen's rational function, exact to a few units in the last place; beyond the limit it is 1.

@@ -280,6 +280,11 @@ impl Queue {
         })
     }
 
+    /// The first waiting job of a group.
+    pub(super) fn first_of(&self, group: JobId) -> Option<Job> {
+        self.waiting.iter().find(|waiting| waiting.group == group).map(|first| first.job.clone())
+    }
+
     /// Gives the waiting jobs of a group to a slot.
     pub(super) fn take_group(&mut self, group: JobId, slot: usize, now: Instant) -> Vec<QueuedJob> {
         self.take_rest(group, slot, now)

@@ -148,7 +148,7 @@ impl Emitter {
         self.graph.input(&names.input_ids, ElementType::Int64, &[Dim::Known(1), Dim::Named("n")]);
         self.lengths = self.length_inputs(&names.lengths);
         let rows = match names.lengths {
-            Lengths::Given { .. } => Dim::Named("k"),
+            Lengths::Separate { .. } => Dim::Named("k"),
             Lengths::Mask { .. } => Dim::Known(1),
         };
         let dims = [Dim::Known(1), rows, Dim::Known(self.dims.vocab)];
@@ -168,7 +168,7 @@ impl Emitter {
 
     fn length_inputs(&mut self, lengths: &Lengths) -> Length {
         match lengths {
-            Lengths::Given { seqlens_k, total_sequence_length, logits_index } => {
+            Lengths::Separate { seqlens_k, total_sequence_length, logits_index } => {
                 self.graph.input(seqlens_k, ElementType::Int32, &[Dim::Known(1)]);
                 self.graph.input(total_sequence_length, ElementType::Int32, &[]);
                 self.graph.input(logits_index, ElementType::Int64, &[Dim::Named("k")]);
@@ -262,7 +262,7 @@ impl Emitter {
     pub(super) fn chosen(&mut self, input: &str) -> String {
         let output = format!("{input}.chosen");
         let index = match &self.names.lengths {
-            Lengths::Given { logits_index, .. } => logits_index.clone(),
+            Lengths::Separate { logits_index, .. } => logits_index.clone(),
             Lengths::Mask { .. } => LAST.into(),
         };
         self.gather(&output, input, &index, 1);

@@ -6,10 +6,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, CompletionHead, ResponseMeta, to_json},
     logprobs::{ChatLogprobs, PromptLogprob, PromptLogprobs},
     sse::SseEvents,
+    update::{Delta, FinishReason, FinishedChoice, Progress},
     usage::{CompletionTail, Timings, Usage},
 };
 use crate::{http::request::ChatRequest, job, text::Call};

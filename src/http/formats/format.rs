@@ -7,10 +7,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Delta, FinishedChoice, Progress},
     logprobs::ScoredToken,
     response_id,
     sse::SseEvents,
+    update::{Delta, FinishedChoice, Progress},
     usage::{CompletionTail, Timings},
 };
 use crate::{

@@ -6,10 +6,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, ResponseMeta, to_json},
     response_id,
     sse::SseEvents,
+    update::{Delta, FinishReason, FinishedChoice, Progress},
     usage::{PromptProgress, RequestMemory, Timings, Usage},
 };
 use crate::{http::request::GenerateLiteRequest, job::JobId};

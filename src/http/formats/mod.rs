@@ -12,17 +12,19 @@ mod response_id;
 mod responses;
 mod sse;
 mod token_ids;
+mod update;
 mod usage;
 
 pub(super) use self::{
     anthropic::{AnthropicMessage, CountedTokens, MessageEvent, Messages},
     chat::{Chat, ChatCompletion, ChatCompletionChunk},
-    completion_stream::{AnswerOptions, CompletionStream, FinishedChoice, Resume, Update},
+    completion_stream::{AnswerOptions, CompletionStream, Resume},
     completions::{Completion, Completions},
     format::{ApiFormat, ResponseMeta, to_json},
     generate_lite::{GenerateLite, Generated, GeneratedDelta},
     ollama::{OllamaChat, OllamaChatAnswer, OllamaGenerate, OllamaGenerated},
     responses::{Response, ResponseEvent, Responses},
     sse::SseEvents,
+    update::{FinishedChoice, Update},
     usage::{RequestMemory, milliseconds, rate},
 };

@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, ResponseMeta, to_json},
     sse::SseEvents,
+    update::{Delta, FinishReason, FinishedChoice, Progress},
 };
 use crate::{
     http::{

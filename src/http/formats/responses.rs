@@ -10,10 +10,10 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    completion_stream::{Delta, FinishReason, FinishedChoice, Progress},
     format::{ApiFormat, ResponseMeta, to_json},
     response_id,
     sse::SseEvents,
+    update::{Delta, FinishReason, FinishedChoice, Progress},
     usage::{PromptProgress, PromptTokensDetails, Timings},
 };
 use crate::{

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::completion_stream::{FinishedChoice, Progress};
+use super::update::{FinishedChoice, Progress};
 use crate::{
     job::{self, DevicePeak, Memory, MemoryReport},
     units::Bytes,

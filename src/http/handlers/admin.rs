@@ -84,6 +84,15 @@ pub(crate) struct Draining {
     grace_ms: Millis,
 }
 
+/// A node of a cluster that was told to stop.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DrainingNode {
+    /// Its name, `cluster.node_id`.
+    node: String,
+    /// Always true.
+    draining: bool,
+}
+
 /// `POST /admin/models/{id}/load`, optionally with `keep_alive`.
 pub(crate) async fn load(path: web::Path<String>, mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
     let model = request.state.models.id(&path.into_inner())?;
@@ -125,6 +134,20 @@ pub(crate) async fn drain(state: web::Data<AppState>) -> HttpResponse {
         running: now.running.len(),
         grace_ms: state.settings.grace.into(),
     })
+}
+
+/// `POST /admin/nodes/{node}/drain`: the same as SIGTERM to a node of a cluster.
+pub(crate) async fn drain_node(
+    path: web::Path<String>,
+    request: ApiRequest,
+) -> Result<HttpResponse, ApiError> {
+    let Some(drain) = &request.state.drain_node else { return Err(request.not_found()) };
+    let node = path.into_inner();
+    if drain(node.clone()).await {
+        Ok(HttpResponse::Accepted().json(DrainingNode { node, draining: true }))
+    } else {
+        Err(ApiError::NodeNotFound { name: node.chars().take(128).collect() })
+    }
 }
 
 async fn answer_command(request: &ApiRequest, command: Command) -> Result<HttpResponse, ApiError> {

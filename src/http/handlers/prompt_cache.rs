@@ -258,6 +258,12 @@ async fn delete(
 
 /// The store, if prompts can be saved and commands are supported.
 fn store(request: &ApiRequest) -> Result<PromptStore, ApiError> {
+    if request.state.drain_node.is_some() {
+        return Err(ApiError::NotImplemented {
+            what: "saving prompts in a cluster",
+            instead: "each node keeps the prompts that it has read, see cluster.affinity",
+        });
+    }
     let store = request.state.saved.clone().filter(|_| request.state.commands.is_some());
     store.ok_or_else(|| request.not_found())
 }

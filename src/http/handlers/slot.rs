@@ -49,7 +49,7 @@ pub(crate) struct Slot {
 struct Device {
     /// Counted from 0.
     index: usize,
-    /// The label `device` in `/metrics`; null with a single device.
+    /// The label `device` in `/metrics`, or the node of a cluster; null with a single device.
     label: Option<String>,
     /// `ready`, `starting`, `restarting`, `down` or `stopping`.
     state: &'static str,

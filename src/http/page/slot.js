@@ -22,9 +22,13 @@ let shown = null;
 
 export function showSlot(slot) {
   shown = slot;
-  const ill = slot.devices.find((device) => device.state !== "ready");
+  // Others answer while one device or node is away.
+  const ill = slot.devices.every((device) => device.state !== "ready") && slot.devices[0];
   const running = slot.devices.map(({ running }) => running).filter((one) => one && !hasEnded(one));
-  const doing = running.some(isMine) || isRunning() ? "Answering" : "Busy with another request";
+  const slots = slot.devices.length;
+  const others = slots > 1 ? `${number(running.length)} of ${plural(slots, "slot")} busy` : "Busy with another request";
+  const doing = running.some(isMine) || isRunning() ? "Answering" : others;
+  say($("slot-title"), slots > 1 ? plural(slots, "slot") : "Slot");
   if (!slot.accepting) showState("wait", STATES.stopping);
   else if (ill) showState(ill.state === "down" ? "bad" : "wait", STATES[ill.state]);
   else if (running.length) showState("busy", slot.queue.length ? `${doing}, ${number(slot.queue.length)} waiting` : doing);
@@ -48,6 +52,7 @@ function showDevices(slot) {
   const cards = $("devices").children;
   while (cards.length < slot.devices.length) $("devices").append(deviceCard());
   while (cards.length > slot.devices.length) $("devices").lastChild.remove();
+  $("devices").parentElement.classList.toggle("fleet", slot.devices.length > 2);
   slot.devices.forEach((device, at) => showDevice(cards[at], device, slot.devices.length > 1));
 }
 
@@ -68,7 +73,10 @@ function showDevice(card, device, isNumbered) {
   const { running, memory } = device;
   const isReady = device.state === "ready";
   const label = device.name ? device.name.replace(/^the /, "") : "Device";
-  say(find(".d-name"), isNumbered ? `${device.index} · ${label}` : label);
+  // Nodes of a cluster have names; devices of one machine have numbers.
+  const own = device.label || device.index;
+  say(find(".d-name"), !isNumbered ? label : device.name ? `${own} · ${label}` : `${own}`);
+  find(".d-name").title = device.label || "";
   const kind = !isReady ? (device.state === "down" ? "bad" : "wait") : running ? "busy" : "ready";
   find(".device-state").dataset.state = kind;
   say(find(".d-state"), isReady ? (running ? "running" : "idle") : STATES[device.state] || device.state);
@@ -122,8 +130,8 @@ const POINTS = ["before", "peak", "after", "trimmed"];
 /** What can be shown: host and device memory of each worker. */
 function measures(slot) {
   const found = [];
-  for (const { index, name: label } of slot.devices) {
-    const where = slot.devices.length > 1 ? ` ${index}` : "";
+  for (const { index, name: label, label: device } of slot.devices) {
+    const where = slot.devices.length > 1 ? ` ${device || index}` : "";
     const past = slot.history.filter((one) => one.device === index && one.memory);
     if (past.some(({ memory }) => memory.before.device)) {
       found.push({ id: `${index}-device`, text: `Device${where}: held by the pool`, index, of: (m) => m && m.device && m.device.reserved });

@@ -8,6 +8,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::constraint::each_inner_schema;
+
 /// The keyword that leaves an object open.
 const KEYWORD: &str = "x-additional-properties";
 
@@ -46,25 +48,12 @@ fn overlaps(schema: &Value) -> bool {
     overlaps
 }
 
-/// Calls `act` with every schema within this one. Property names and literal values are not schemas. The JSON parser bounds
-/// the depth.
+/// Calls `act` with every schema within this one. The JSON parser bounds the depth.
 fn walk(schema: &mut Value, act: &mut dyn FnMut(&mut Map<String, Value>)) {
-    match schema {
-        Value::Object(object) => {
-            act(object);
-            for (name, value) in object {
-                match (name.as_str(), value) {
-                    ("const" | "enum" | "default" | "examples" | "example", _) => {}
-                    ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(named)) => {
-                        named.values_mut().for_each(|value| walk(value, act));
-                    }
-                    (_, value) => walk(value, act),
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| walk(item, act)),
-        _ => {}
+    if let Value::Object(object) = schema {
+        act(object);
     }
+    each_inner_schema(schema, &mut |inner| walk(inner, act));
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 
 use super::{
-    given::{Given, refuse, split},
+    call_arguments::{CallArguments, refuse, split},
     repr::type_name,
 };
 
@@ -24,7 +24,7 @@ impl Arguments {
         required: usize,
         given: &[Value],
     ) -> Result<Self, Error> {
-        let Given { positional, named } = split(given)?;
+        let CallArguments { positional, named } = split(given)?;
         if positional.len() > parameters.len() {
             let max = parameters.len();
             let message = format!("{callee} takes at most {max} arguments ({} given)", positional.len());

@@ -3,7 +3,7 @@
 use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
-    given::refuse,
+    call_arguments::refuse,
     percent::{digits, take_until_closed},
     repr::{as_float, escape_non_ascii, repr, to_text, type_name},
     spec::Spec,

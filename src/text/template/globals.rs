@@ -6,7 +6,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, value::from_args};
 
 use super::{
     arguments::{Arguments, integer},
-    given::refuse,
+    call_arguments::refuse,
     objects::{Cycler, Dict, Joiner, Range},
     register::add_function,
     repr::to_text,

@@ -7,10 +7,10 @@
 
 mod arguments;
 mod braces;
+mod call_arguments;
 mod case;
 mod environment;
 mod filters;
-mod given;
 mod globals;
 mod lenient;
 mod methods;

@@ -13,7 +13,7 @@ use minijinja::{
     value::{Enumerator, Kwargs, Object, ObjectRepr, Tuple},
 };
 
-use super::given::{Given, refuse, split};
+use super::call_arguments::{CallArguments, refuse, split};
 
 /// Maximum length of a range: `MAX_RANGE` of Jinja2's sandbox.
 const MAX_RANGE: i64 = 100_000;
@@ -295,7 +295,7 @@ impl Object for Dict {
     }
 
     fn call(self: &Arc<Self>, _: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
-        let Given { positional, named } = split(given)?;
+        let CallArguments { positional, named } = split(given)?;
         let mut pairs = match positional {
             [] => Vec::new(),
             [one] => pairs_of(one)?,
@@ -394,7 +394,7 @@ impl Object for Collector {
     }
 
     fn call(self: &Arc<Self>, state: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
-        let Given { positional, named } = split(given)?;
+        let CallArguments { positional, named } = split(given)?;
         let (taken, more) = positional.split_at(positional.len().min(self.parameters.len()));
         if !more.is_empty() && !self.takes_more {
             return Err(Error::from(ErrorKind::TooManyArguments));

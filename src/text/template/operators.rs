@@ -12,7 +12,7 @@ use minijinja::{
 
 use super::{
     arguments::integer,
-    given::{refuse, undefined},
+    call_arguments::{refuse, undefined},
     methods,
     objects::{Collector, Method, Range},
     percent,

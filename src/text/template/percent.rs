@@ -6,7 +6,7 @@ use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
     arguments::integer,
-    given::refuse,
+    call_arguments::refuse,
     repr::{escape_non_ascii, repr, to_text},
     spec::{Spec, truncated},
 };

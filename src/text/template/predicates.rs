@@ -6,7 +6,7 @@ use minijinja::{
 };
 
 use super::{
-    given::refuse,
+    call_arguments::refuse,
     methods,
     objects::{DictView, Range},
     operators::{contains, ordered, remainder},

@@ -6,7 +6,7 @@ use minijinja::{Error, State, Value, value::ValueKind};
 
 use super::{
     arguments::integer,
-    given::{refuse, undefined},
+    call_arguments::{refuse, undefined},
     repr::{as_float, type_name},
 };
 

@@ -7,7 +7,7 @@ use minijinja::{
 
 use super::{
     arguments::Arguments,
-    given::refuse,
+    call_arguments::refuse,
     methods::charge,
     objects::{DictView, Generator, Range},
     repr::{MAX_DEPTH, as_float, float, is_builtin, to_text, type_name},

@@ -68,7 +68,7 @@ impl Format {
     /// Reads a row, and fills the rest of `numbers` with zeros.
     ///
     /// # Safety
-    /// As of [`SimdF32`].
+    /// The same as for [`SimdF32`].
     #[inline(always)]
     pub(super) unsafe fn decode<V: SimdF32>(self, row: &[u8], head_dim: usize, numbers: &mut [f32]) {
         assert!(row.len() >= self.bytes(head_dim) && numbers.len() >= head_dim, "a row of the cache");

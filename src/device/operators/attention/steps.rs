@@ -22,7 +22,7 @@ pub(super) const FOUR: usize = 4;
 /// A score is four partial sums (see [`FOUR`]), added up at the end, in the same order for any number of rows.
 ///
 /// # Safety
-/// As of [`SimdF32`].
+/// The same as for [`SimdF32`].
 #[inline(always)]
 pub(super) unsafe fn scores<V: SimdF32, const N: usize>(
     queries: &[f32],
@@ -81,7 +81,7 @@ unsafe fn some_scores<V: SimdF32, const N: usize, const P: usize>(
 /// Scores of a single row with `count` keys, as [`scores`] computes them: four positions a register, each with four lanes.
 ///
 /// # Safety
-/// As of [`SimdF32`].
+/// The same as for [`SimdF32`].
 #[inline(always)]
 pub(super) unsafe fn scores_of_one<V: SimdF32>(
     queries: &[f32],
@@ -139,7 +139,7 @@ unsafe fn some_of_one<V: SimdF32, const G: usize>(
 /// Keeps scores below `cap`.
 ///
 /// # Safety
-/// As of [`SimdF32`].
+/// The same as for [`SimdF32`].
 #[inline(always)]
 pub(super) unsafe fn soften<V: SimdF32>(scores: &mut [f32], count: usize, cap: f32) {
     for scores in scores.as_chunks_mut::<LANES>().0.iter_mut().take(count) {
@@ -154,7 +154,7 @@ pub(super) unsafe fn soften<V: SimdF32>(scores: &mut [f32], count: usize, cap: f
 /// Turns scores into weights relative to the greatest so far, adds them to totals, and returns the factor for earlier sums.
 ///
 /// # Safety
-/// As of [`SimdF32`].
+/// The same as for [`SimdF32`].
 #[inline(always)]
 pub(super) unsafe fn exponentials<V: SimdF32>(
     scores: &mut [f32],
@@ -197,7 +197,7 @@ pub(super) struct State<'a> {
 /// Adds the sums over further positions, `more`, to those of `state`.
 ///
 /// # Safety
-/// As of [`SimdF32`].
+/// The same as for [`SimdF32`].
 #[inline(always)]
 pub(super) unsafe fn fold<V: SimdF32>(state: &mut State, more: [&[f32]; 3], padded: usize) {
     let [sums, tops, totals] = more;
@@ -256,7 +256,7 @@ impl Sums<'_> {
     /// Adds the sums over further positions, `[sums, tops, totals]`, for `rows` rows.
     ///
     /// # Safety
-    /// As of [`SimdF32`].
+    /// The same as for [`SimdF32`].
     #[inline(always)]
     pub(super) unsafe fn add<V: SimdF32>(&mut self, more: [&[f32]; 3], rows: usize, padded: usize) {
         let [sums, tops, totals] = more;
@@ -273,7 +273,7 @@ impl Sums<'_> {
 /// Adds `weights` times values to each row's sums, which are multiplied by its factor before.
 ///
 /// # Safety
-/// As of [`SimdF32`].
+/// The same as for [`SimdF32`].
 #[inline(always)]
 pub(super) unsafe fn accumulate<V: SimdF32>(
     sums: &mut [f32],

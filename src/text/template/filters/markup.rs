@@ -3,7 +3,7 @@
 use minijinja::{Environment, Error, State, Value, value::ValueKind};
 
 use super::{
-    super::{arguments::Arguments, given::refuse, register::add_filter, repr::to_text},
+    super::{arguments::Arguments, call_arguments::refuse, register::add_filter, repr::to_text},
     values::{items_of, text_of},
 };
 

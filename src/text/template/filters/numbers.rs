@@ -5,7 +5,7 @@ use minijinja::{Environment, Error, State, Value, value::ValueKind};
 use super::{
     super::{
         arguments::Arguments,
-        given::refuse,
+        call_arguments::refuse,
         methods::is_space,
         register::add_filter,
         repr::{as_float, type_name},

@@ -5,7 +5,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, value::ObjectRepr};
 use super::{
     super::{
         arguments::Arguments,
-        given::{Given, refuse, split, undefined},
+        call_arguments::{CallArguments, refuse, split, undefined},
         methods,
         objects::{Generator, Method},
         register::add_filter,
@@ -93,7 +93,7 @@ fn items_if_true(value: &Value) -> Result<Vec<Value>, Error> {
 }
 
 fn map(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
-    let Given { positional, named } = split(given)?;
+    let CallArguments { positional, named } = split(given)?;
     let [value, rest @ ..] = positional else { return Err(refuse("map requires items")) };
     let items = items_if_true(value)?;
     let find = |name: &str| named.iter().find(|(other, _)| other == name).map(|(_, value)| value);

@@ -10,7 +10,7 @@ use minijinja::{
 use super::{
     super::{
         arguments::Arguments,
-        given::{refuse, undefined},
+        call_arguments::{refuse, undefined},
         methods::charge,
         objects::{Generator, Group},
         operators::compare,

@@ -5,8 +5,8 @@ use minijinja::{Environment, Error, State, Value, value::ValueKind};
 use super::{
     super::{
         arguments::Arguments,
+        call_arguments::{CallArguments, refuse, split},
         case::capitalize,
-        given::{Given, refuse, split},
         methods,
         objects::Generator,
         percent,
@@ -257,7 +257,7 @@ fn word_count(_: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
 
 /// `'%s' | format(value)`.
 fn format(state: &mut State<'_, '_>, given: &[Value]) -> Result<Value, Error> {
-    let Given { positional, named } = split(given)?;
+    let CallArguments { positional, named } = split(given)?;
     let [format, operands @ ..] = positional else { return Err(refuse("format requires a format string")) };
     let operand = match (operands.is_empty(), named.is_empty()) {
         (_, true) => minijinja::value::Tuple::from(operands).into(),

@@ -3,7 +3,7 @@
 use minijinja::{Error, State, Value};
 
 use super::super::{
-    given::{refuse, undefined},
+    call_arguments::{refuse, undefined},
     repr::{to_text, type_name},
 };
 

@@ -4,7 +4,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::super::{
     arguments::Arguments,
-    given::refuse,
+    call_arguments::refuse,
     objects::{DictView, View},
 };
 

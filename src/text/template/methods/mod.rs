@@ -15,7 +15,7 @@ pub(super) use self::{
 
 use super::{
     arguments::Arguments,
-    given::{refuse, undefined},
+    call_arguments::{refuse, undefined},
     repr::{as_float, is_builtin, type_name},
 };
 

@@ -9,8 +9,8 @@ use super::{
     super::{
         arguments::Arguments,
         braces::Formatter,
+        call_arguments::{CallArguments, refuse, split},
         case::{self, capitalize, swap_case},
-        given::{Given, refuse, split},
         repr::type_name,
         spec,
     },
@@ -94,7 +94,7 @@ pub(super) fn call(
         "expandtabs" => expand_tabs(state, text, given),
         "join" => join(state, text, given),
         "format" => {
-            let Given { positional, named } = split(given)?;
+            let CallArguments { positional, named } = split(given)?;
             Formatter { state, positional, named }.format(text).map(Value::from)
         }
         "format_map" => format_map(state, text, given),

@@ -16,15 +16,15 @@ pub(super) fn undefined() -> Error {
 }
 
 /// The arguments of a call, not parsed.
-pub(super) struct Given<'a> {
+pub(super) struct CallArguments<'a> {
     pub(super) positional: &'a [Value],
     pub(super) named: Vec<(String, Value)>,
 }
 
 /// Separates positional from named arguments, which minijinja passes as one last value.
-pub(super) fn split(given: &[Value]) -> Result<Given<'_>, Error> {
+pub(super) fn split(given: &[Value]) -> Result<CallArguments<'_>, Error> {
     let (positional, kwargs): (&[Value], Kwargs) = from_args(given)?;
     let named = kwargs.args().map(|name| Ok((name.to_owned(), kwargs.get::<Value>(name)?)));
     let named = named.collect::<Result<_, Error>>()?;
-    Ok(Given { positional, named })
+    Ok(CallArguments { positional, named })
 }
