@@ -196,6 +196,9 @@ impl Default for BlockSize {
 }
 
 impl BlockSize {
+    /// Every size, the smallest first.
+    pub const ALL: [Self; 3] = [Self(32), Self(64), Self(128)];
+
     /// The number of weights.
     #[must_use]
     pub const fn get(self) -> usize {

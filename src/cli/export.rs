@@ -171,6 +171,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let reporter = args.report.as_deref().zip(device.as_ref());
     let reporter = reporter.map(|(path, device)| Reporter::new(path, &args.engine, device)).transpose()?;
     let started = Instant::now();
+    if device.is_some() {
+        // What is wrong with the options is known before minutes of work.
+        export::check(&options)?;
+    }
     let float = device.is_some().then(|| FloatExport::new(&options)).transpose()?;
     if let (Some(input), Some(float), Some(device)) = (&input, &float, &device) {
         options.calibration = Some(Arc::new(args.calibrate(input, (float, device), &options)?));

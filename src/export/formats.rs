@@ -155,8 +155,11 @@ impl Storage {
             WeightFormat::Int8 => Bits::Eight,
             WeightFormat::Int4 => Bits::Four,
         };
-        let Self { block_size, zero_points, rounding, .. } = *self;
+        let Self { block_size, rounding, .. } = *self;
         let block_size = block_size.get();
+        // Among four bits, the few modules with eight gain nothing that could be measured.
+        let is_exception = bits == Bits::Eight && self.format == WeightFormat::Int4;
+        let zero_points = if is_exception { ZeroPoints::Middle } else { self.zero_points };
         let scale_type = ScaleType::default();
         Some(Quantizer { bits, block_size, zero_points, scale_type, rounding, has_offsets: false })
     }

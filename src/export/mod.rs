@@ -107,7 +107,7 @@ pub use self::{
     progress::{Progress, Stage},
     provenance::SourceError,
     quantize::{Rounding, ZeroPoints},
-    run::{Report, export, fingerprint},
+    run::{Report, check, export, fingerprint},
     staging::{Existing, StagingError},
     tensors_error::TensorsError,
     tokenizer::TokenizerError,

@@ -108,6 +108,19 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     })
 }
 
+/// Finds what would stop an export before it writes weights, without reading any.
+///
+/// # Errors
+/// [`ExportError`] when [`export`] would fail before writing.
+pub fn check(options: &Options) -> Result<(), ExportError> {
+    let input = load(options)?;
+    options.weights.within_budget(&input.blueprint, options.dtype)?.formats(&input.blueprint)?;
+    for dir in options.source.dirs() {
+        staging::check_apart(&options.output, dir)?;
+    }
+    Ok(staging::check_existing(&options.output, options.existing)?)
+}
+
 /// Identifies what an export would write: equal for equal sources, options and versions of the exporter, wherever the
 /// files lie. Reads every source once.
 ///

@@ -241,7 +241,8 @@ pub(super) fn check_apart(output: &Path, source: &Path) -> Result<(), StagingErr
     }
 }
 
-fn check_existing(output: &Path, existing: Existing) -> Result<(), StagingError> {
+/// Whether the output may be written.
+pub(super) fn check_existing(output: &Path, existing: Existing) -> Result<(), StagingError> {
     let path = || output.to_owned();
     if !files::exists(output) {
         return Ok(());

@@ -117,7 +117,7 @@ fn a_tied_head_and_the_embedding_are_the_same_bytes() {
         (Storage::default(), [("embedding.weight", "head.weight")].as_slice()),
         (int4(), &[("embedding.codes", "head.codes"), ("embedding.scales.stored", "head.scales.stored")]),
         (
-            Storage { zero_points: ZeroPoints::PerBlock, ..int4() },
+            Storage { zero_points: ZeroPoints::PerBlock, ..stored(WeightFormat::Int8, 32) },
             &[("embedding.codes", "head.codes"), ("embedding.zero_points", "head.zero_points")],
         ),
     ] {

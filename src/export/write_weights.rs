@@ -282,7 +282,7 @@ impl Writer<'_> {
             _ => {
                 for (index, (row, packed)) in weights.chunks_exact(cols).zip(packed).enumerate() {
                     let known = known.map(|known| known.row(index, blocks));
-                    to.quantizer.quantize_row(row, (known.as_ref(), &[]), packed);
+                    to.quantizer.quantize_row(row, known.as_ref(), packed);
                 }
             }
         }

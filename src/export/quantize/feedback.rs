@@ -91,6 +91,7 @@ impl Feedback {
 impl Part {
     fn round_rows(&self, rows: ArrayView2<f32>, round: &mut impl FnMut(usize, usize, f32) -> f32) {
         let places = self.order.len();
+        let factors = self.factor.as_slice().unwrap_or_default();
         let column = |place: usize| self.first + self.order[place];
         let mut errors = Array2::<f32>::zeros((rows.nrows(), places));
         let mut end = places;
@@ -100,13 +101,16 @@ impl Part {
                 Array2::from_shape_fn((rows.nrows(), end - start), |(row, i)| rows[[row, column(start + i)]]);
             let factor = self.factor.slice(s![end.., start..end]);
             general_mat_mul(1.0, &errors.slice(s![.., end..]), &factor, 1.0, &mut targets);
-            for (row, mut targets) in targets.rows_mut().into_iter().enumerate() {
+            let targets = targets.as_slice_mut().unwrap_or_default().chunks_exact_mut(end - start);
+            for (row, targets) in targets.enumerate() {
                 for place in (start..end).rev() {
                     let column = column(place);
                     let error = rows[[row, column]] - round(row, column, targets[place - start]);
                     errors[[row, place]] = error;
-                    let factors = self.factor.slice(s![place, start..place]);
-                    targets.slice_mut(s![..place - start]).scaled_add(error, &factors);
+                    let factors = &factors[place * places + start..][..place - start];
+                    for (target, factor) in targets.iter_mut().zip(factors) {
+                        *target += error * factor;
+                    }
                 }
             }
             end = start;

@@ -205,21 +205,13 @@ impl Quantizer {
         (is_same && is_whole).then_some(size / self.block_size)
     }
 
-    /// Quantizes one row; with `known` blocks if there are any. `importance` has a factor for each column's squared error, or is
-    /// empty.
-    pub(super) fn quantize_row(
-        self,
-        row: &[f32],
-        (known, importance): (Option<&KnownBlocks>, &[f32]),
-        packed: PackedRow,
-    ) {
+    /// Quantizes one row; with `known` blocks if there are any.
+    pub(super) fn quantize_row(self, row: &[f32], known: Option<&KnownBlocks>, packed: PackedRow) {
         let PackedRow { codes, scales, zero_points, offsets } = packed;
         let mut row_zero_points = Vec::with_capacity(scales.len());
-        let importance = if known.is_some() { Vec::new() } else { self.row_importance(row, importance) };
-        let mut importance = importance.chunks(self.block_size);
         let blocks = row.chunks(self.block_size).zip(codes.chunks_mut(self.bits.bytes(self.block_size)));
         for (number, ((weights, codes), scale)) in blocks.zip(scales).enumerate() {
-            let mut block = Block::of(weights, importance.next().unwrap_or_default());
+            let mut block = Block::of(weights, &[]);
             let grid = match known {
                 Some(known) => Grid { scale: known.scales[number], zero_point: self.bits.middle() },
                 None => self.grid(&mut block),
@@ -246,8 +238,7 @@ impl Quantizer {
         let mut grids = Vec::with_capacity(rows.nrows() * blocks);
         for row in rows.rows() {
             let row = row.to_vec();
-            let importance = self.row_importance(&row, feedback.importance());
-            let each = row.chunks(self.block_size).zip(importance.chunks(self.block_size));
+            let each = row.chunks(self.block_size).zip(feedback.importance().chunks(self.block_size));
             grids.extend(each.map(|(weights, importance)| self.grid(&mut Block::of(weights, importance))));
         }
         let padded = blocks * self.block_size;
@@ -278,25 +269,6 @@ impl Quantizer {
         match self.rounding {
             Rounding::Plain => block.plain_grid(search),
             Rounding::LeastError => block.best_grid(search),
-        }
-    }
-
-    /// Factors of the squared errors of a row's weights: larger for larger weights, and for columns with larger activations.
-    fn row_importance(self, row: &[f32], columns: &[f32]) -> Vec<f32> {
-        if self.rounding == Rounding::Plain || self.bits == Bits::Eight {
-            return columns.to_vec();
-        }
-        let mean_square = row.iter().map(|w| w * w).sum::<f32>() / row.len().max(1) as f32;
-        let rms = mean_square.sqrt();
-        // A row of zeros, or of numbers whose squares are too small or too large.
-        if !rms.is_normal() {
-            return columns.to_vec();
-        }
-        let of_weight = |w: &f32| 1.0 + w.abs() / rms;
-        if columns.is_empty() {
-            row.iter().map(of_weight).collect()
-        } else {
-            row.iter().zip(columns).map(|(w, column)| of_weight(w) * column).collect()
         }
     }
 }

@@ -25,7 +25,7 @@ fn quantize_with(row: &[f32], known: Option<&KnownBlocks>, quantizer: Quantizer)
         zero_points: &mut zero_points,
         offsets: &mut offsets,
     };
-    quantizer.quantize_row(row, (known, &[]), packed);
+    quantizer.quantize_row(row, known, packed);
     let zero_points = match quantizer.zero_points {
         ZeroPoints::Middle => vec![quantizer.bits.middle(); scales.len()],
         ZeroPoints::PerBlock => unpack(&zero_points, quantizer.bits),
@@ -39,13 +39,8 @@ fn quantize_with(row: &[f32], known: Option<&KnownBlocks>, quantizer: Quantizer)
     decoded[..row.len()].to_vec()
 }
 
-/// The error that the search minimizes.
 fn error(row: &[f32], quantizer: Quantizer) -> f64 {
-    let fitted = Quantizer { rounding: Rounding::LeastError, ..quantizer };
-    let importance = fitted.row_importance(row, &[]);
-    let importance = if importance.is_empty() { vec![1.0; row.len()] } else { importance };
-    let errors = row.iter().zip(quantize(row, quantizer)).map(|(w, decoded)| f64::from(w - decoded).powi(2));
-    errors.zip(importance).map(|(error, importance)| error * f64::from(importance)).sum()
+    row.iter().zip(quantize(row, quantizer)).map(|(w, decoded)| f64::from(w - decoded).powi(2)).sum()
 }
 
 fn quantizers() -> impl Iterator<Item = Quantizer> {
@@ -161,7 +156,7 @@ fn the_first_code_of_a_pair_is_in_the_low_half_of_the_byte() {
     let quantizer = quantizers().next().unwrap();
     let mut codes = [0; 16];
     let packed = PackedRow { codes: &mut codes, scales: &mut [0.0], zero_points: &mut [], offsets: &mut [] };
-    quantizer.quantize_row(&[-8.0, 7.0, 1.0], (None, &[]), packed);
+    quantizer.quantize_row(&[-8.0, 7.0, 1.0], None, packed);
     assert_eq!(codes[..3], [0xF0, 0x89, 0x88]);
 }
 
@@ -177,7 +172,7 @@ fn zero_points_are_packed_as_codes_are_in_whole_bytes_a_row() {
     let (mut codes, mut scales, mut zero_points) = ([0; 48], [0.0; 3], [0xFF; 2]);
     let packed =
         PackedRow { codes: &mut codes, scales: &mut scales, zero_points: &mut zero_points, offsets: &mut [] };
-    quantizer.quantize_row(&row, (None, &[]), packed);
+    quantizer.quantize_row(&row, None, packed);
     // From zero upwards; a block of zeros; from zero downwards.
     assert_eq!((zero_points, scales[0]), ([0x80, 0x0F], 1.0));
 }
