@@ -227,6 +227,44 @@ impl FromStr for BlockSize {
     }
 }
 
+/// Bits of a weights' file for each parameter, from 4 to 9.
+///
+/// ```
+/// # use eka::device_spec::BitBudget;
+/// assert_eq!("5.5".parse::<BitBudget>().unwrap().to_string(), "5.5");
+/// assert!(["", "3.9", "9.1", "many", "NaN", "inf"].iter().all(|text| text.parse::<BitBudget>().is_err()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BitBudget(f64);
+
+/// A text that is not a budget.
+#[derive(Debug, thiserror::Error)]
+#[error("expected a number of bits from 4 to 9, such as 4.5")]
+pub struct BitBudgetError;
+
+impl BitBudget {
+    /// The number of bits.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl FromStr for BitBudget {
+    type Err = BitBudgetError;
+
+    fn from_str(text: &str) -> Result<Self, BitBudgetError> {
+        let bits: f64 = text.parse().map_err(|_| BitBudgetError)?;
+        if (4.0..=9.0).contains(&bits) { Ok(Self(bits)) } else { Err(BitBudgetError) }
+    }
+}
+
+impl fmt::Display for BitBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// One or more devices, separated by commas, such as `cuda:0,cuda:1`.
 ///
 /// Each gets its own worker, so only the CPU may occur more than once.

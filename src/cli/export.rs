@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -165,6 +165,10 @@ impl From<Float> for Dtype {
 /// When the export fails.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let mut options = args.options();
+    ensure!(
+        args.calibrate.is_none() || args.quantize == WeightFormat::Int4 || args.bits.is_some(),
+        "--calibrate changes how int4 weights are rounded; add --quantize int4 or --bits"
+    );
     let input = args.calibrate.as_ref().map(CalibrationInput::read).transpose()?;
     // A process opens its device once.
     let device = (args.report.is_some() || input.is_some()).then(|| args.engine.device()).transpose()?;

@@ -14,12 +14,11 @@ use std::{
 };
 
 use crate::{
-    device_spec::{BlockSize, WeightFormat},
+    device_spec::{BitBudget, BlockSize, WeightFormat},
     manifest::{Dtype, Override, Quantization},
 };
 
 use super::{
-    bit_budget::BitBudget,
     blueprint::{Blueprint, Linear, LmHead},
     param::{Param, module},
     quantize::{Bits, Quantizer, Rounding, ScaleType, ZeroPoints},

@@ -2,7 +2,10 @@
 
 use std::array;
 
-use super::{Bits, ScaleType, ZeroPoints};
+use super::{
+    codes::{Bits, ZeroPoints},
+    scale_type::ScaleType,
+};
 
 /// The longest block.
 const MAX_BLOCK: usize = 128;

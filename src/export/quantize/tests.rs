@@ -1,7 +1,7 @@
 //! Properties of quantized rows.
 
 use super::*;
-use crate::export::random::normal_row;
+use crate::export::{known_blocks::KnownBlocks, random::normal_row, stored_type::StoredType};
 
 fn unpack(bytes: &[u8], bits: Bits) -> Vec<u8> {
     match bits {
