@@ -184,7 +184,7 @@ impl ObservedPass {
                 }
             }
         }
-        let Lengths::Given { seqlens_k, total_sequence_length, logits_index } = &names.lengths else {
+        let Lengths::Separate { seqlens_k, total_sequence_length, logits_index } = &names.lengths else {
             let message = "a float32 export has its lengths as inputs".into();
             return Err(DeviceError::Runtime { what: "the calibration graph", message });
         };

@@ -1,6 +1,6 @@
 //! The text of `eka export --calibrate`: a file of text, conversations, or the built-in text.
 
-use std::{convert::Infallible, fs, path::PathBuf, str::FromStr};
+use std::{convert::Infallible, path::PathBuf, str::FromStr};
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
@@ -11,10 +11,14 @@ use crate::{
     files,
     manifest::CalibrationRecord,
     text::{Conversation, Message, PromptEnding, Text},
+    units::Bytes,
 };
 
 /// Tokens of a window. Longer ones would need more memory; shorter ones would have fewer positions with a long past.
 const WINDOW: usize = 512;
+
+/// Largest calibration file: hundreds of times as much text as a calibration processes.
+const MAX_FILE: Bytes = Bytes::mib(64);
 
 /// Where the calibration text comes from.
 #[derive(Clone, Debug)]
@@ -62,7 +66,7 @@ impl CalibrationInput {
         let CalibrationSource::File(path) = source else {
             return Ok(Self { name: "auto".into(), content: BUILT_IN_TEXT.into(), conversations: None });
         };
-        let content = fs::read_to_string(path).with_context(|| {
+        let content = files::read_text(path, MAX_FILE).with_context(|| {
             format!(
                 "cannot read {} as UTF-8 text for --calibrate; use a text file, a .jsonl file or auto",
                 path.display()
@@ -101,7 +105,8 @@ impl CalibrationInput {
             Some(lines) => chat_windows(text, lines, size)?,
             None => windows(text, &self.content, size)?,
         };
-        let count = tokens.div_ceil(size).clamp(1, all.len().max(1));
+        let total: usize = all.iter().map(Vec::len).sum();
+        let count = (tokens * all.len()).div_ceil(total.max(1)).clamp(1, all.len().max(1));
         let windows: Vec<Vec<u32>> =
             (0..count).filter_map(|i| all.get(i * all.len() / count).cloned()).collect();
         let mut hash = Sha256::new();
