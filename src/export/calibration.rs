@@ -35,10 +35,8 @@ pub fn gram_parts(columns: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 impl Calibration {
-    /// Without any matrix yet.
-    ///
-    /// # Errors
-    /// When there is no room for a temporary file.
+    /// Without any matrix yet; `file` is empty.
+    #[must_use]
     pub fn new(file: File, record: CalibrationRecord) -> Self {
         Self { file: PositionedFile::new(file), end: 0, grams: BTreeMap::new(), record }
     }
