@@ -58,6 +58,9 @@ struct Inspection {
     files: Vec<FileEntry>,
     /// Size of the weights per parameter.
     bits_per_weight: f64,
+    /// Weights that a step of one token reads: of experts only those that a token has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_bytes_per_token: Option<u64>,
     /// Size of the cache per position, with the configured data type.
     kv_bytes_per_token: u64,
     /// Data type of the cache.
@@ -183,6 +186,7 @@ fn inspect(dir: &Path, hash: bool, cache: Option<CacheChoice>) -> anyhow::Result
     let shape = expected_cache_shape(dir, &manifest, cache);
     Ok(Inspection {
         bits_per_weight: weight_bytes as f64 * 8.0 / manifest.parameters.max(1) as f64,
+        weight_bytes_per_token: model::weights_read(dir, &manifest).map(|bytes| bytes.0),
         kv_bytes_per_token: shape.bytes(1).0,
         kv_cache: shape.kind.to_string(),
         operators: operators.into_iter().map(OperatorEntry::from).collect(),
@@ -254,6 +258,12 @@ fn print_model(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
         ("architecture", manifest.architecture.clone()),
         ("parameters", format!("{:.1} million", manifest.parameters as f64 / 1e6)),
         ("weights", format!("{weights}, {bits_per_weight:.2} bits per weight{others}")),
+        (
+            "weights read",
+            inspection
+                .weight_bytes_per_token
+                .map_or("unknown".into(), |bytes| format!("{} per token", Bytes(bytes))),
+        ),
         ("data type", dtype),
         ("layers", format!("{}, {sizes}", dims.layers)),
         ("heads", heads),

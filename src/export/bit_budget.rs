@@ -116,12 +116,14 @@ fn by_sensitivity(blueprint: &Blueprint) -> Vec<&Param> {
     for (number, layer) in blueprint.layers.iter().enumerate() {
         let down = if is_edge(number) { 2 } else { 3 };
         ranked.push((0, &layer.attention.value.weight));
-        ranked.push((down, &layer.mlp.down.weight));
         ranked.push((5, &layer.attention.output.weight));
         ranked.push((6, &layer.attention.key.weight));
         ranked.push((7, &layer.attention.query.weight));
+        // Experts keep four bits: all of a layer have one format, and together they are most of the file.
+        let Some(mlp) = layer.mlp.dense() else { continue };
+        ranked.push((down, &mlp.down.weight));
         // What is multiplied with the input, then what decides how much of it.
-        let inner: Vec<_> = layer.mlp.inner_linears().collect();
+        let inner: Vec<_> = mlp.inner_linears().collect();
         ranked.extend(inner.into_iter().rev().zip([4, 8]).map(|(linear, rank)| (rank, &linear.weight)));
     }
     ranked.push((1, &blueprint.embedding.table));

@@ -6,6 +6,10 @@
 
 use crate::manifest::Dims;
 
+pub(super) use super::{
+    feed_forward::{Expert, FeedForward, Inner, Mlp, SharedMlp, SparseMlp},
+    modules::{Activation, Linear, Norm, NormKind},
+};
 use super::{
     param::{Param, Shape},
     rope::{Angles, Rotary, Sinusoid},
@@ -90,7 +94,7 @@ pub(super) struct Layer {
     pub attention: Attention,
     pub attention_end: Option<Norm>,
     pub mlp_norm: Option<Norm>,
-    pub mlp: Mlp,
+    pub mlp: FeedForward,
     pub mlp_end: Option<Norm>,
     pub order: Order,
     /// What the layer does with its part of the [`PerLayerInputs`], after both halves.
@@ -107,7 +111,7 @@ impl Layer {
             attention,
             attention_end: None,
             mlp_norm: Some(mlp_norm),
-            mlp,
+            mlp: FeedForward::Dense(mlp),
             mlp_end: None,
             order: Order::Sequential,
             per_layer: None,
@@ -132,24 +136,6 @@ pub(super) enum Order {
     Sequential,
     /// What attention reads: the stream before it. Without a norm, the same normalised stream.
     Parallel,
-}
-
-/// Normalisation of a row.
-#[derive(Clone, Debug)]
-pub(super) struct Norm {
-    pub kind: NormKind,
-    pub weight: Param,
-    /// Only in layer normalisation.
-    pub bias: Option<Param>,
-    pub epsilon: f32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NormKind {
-    /// By the root of the mean square.
-    Rms,
-    /// By mean and variance.
-    Layer,
 }
 
 /// Grouped-query attention.
@@ -179,6 +165,36 @@ pub(super) struct Attention {
     pub scale: Option<f32>,
     /// Scores `x` become `cap · tanh(x / cap)`.
     pub cap: Option<f32>,
+    /// `[heads]`: scores that take a share of attention and have no value.
+    pub sinks: Option<Param>,
+    /// Keys and values come from a narrower row (multi-head latent attention).
+    pub latent: Option<Box<Latent>>,
+}
+
+/// Multi-head latent attention, in which every head has keys and values of its own: `key` and `value` read the compressed row.
+/// A head's dimensions in the checkpoint are first those without positions, then rotated ones.
+#[derive(Clone, Debug)]
+pub(super) struct Latent {
+    /// What `query` reads, if that is compressed too.
+    pub query: Option<(Linear, Norm)>,
+    /// `[rank, hidden]`, and the norm of its result.
+    pub compression: (Linear, Norm),
+    /// `[rotated, hidden]`: the rotated dimensions of keys, which all heads share.
+    pub rotated_key: Linear,
+    /// Rotated dimensions of a head.
+    pub rotated: usize,
+    /// Dimensions of a value in the checkpoint.
+    pub value_dim: usize,
+}
+
+impl Latent {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.query.iter().map(|(linear, _)| linear).chain([&self.compression.0, &self.rotated_key])
+    }
+
+    fn norms(&self) -> impl Iterator<Item = &Norm> {
+        self.query.iter().map(|(_, norm)| norm).chain([&self.compression.1])
+    }
 }
 
 impl Attention {
@@ -199,6 +215,8 @@ impl Attention {
             window: None,
             scale: None,
             cap: None,
+            sinks: None,
+            latent: None,
         }
     }
 }
@@ -210,91 +228,6 @@ pub(super) enum HeadNorms {
     Each([Norm; 2]),
     /// `[heads · head_dim]`: all heads together.
     Whole([Norm; 2]),
-}
-
-/// The half of a layer that processes each position separately.
-#[derive(Clone, Debug)]
-pub(super) struct Mlp {
-    pub inner: Inner,
-    pub activation: Activation,
-    pub down: Linear,
-}
-
-/// How an MLP widens its input.
-#[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there are few: one or two for each layer")]
-pub(super) enum Inner {
-    /// `activation(gate(x)) · up(x)`.
-    Gated { gate: Linear, up: Linear },
-    /// `activation(up(x))`.
-    Plain { up: Linear },
-}
-
-/// The nonlinearity of an MLP.
-#[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there are few: one or two for each layer")]
-pub(super) enum Activation {
-    /// `x · sigmoid(alpha · x)`; SiLU with an alpha of one.
-    Sigmoid {
-        alpha: f32,
-    },
-    /// By the error function.
-    Gelu,
-    /// By its approximation with the hyperbolic tangent.
-    GeluTanh,
-    Relu,
-    ReluSquared,
-    /// xIELU (<https://arxiv.org/abs/2411.13010>): `x / 2 + a · x²` for positive `x`, else `x / 2 + b · (eˣ - 1 - x)`, where `a`
-    /// is the softplus of `positive` and `b` that of `negative` plus a half. Both have shape `[1]`.
-    Xielu {
-        positive: Param,
-        negative: Param,
-    },
-}
-
-impl Activation {
-    fn params(&self) -> impl Iterator<Item = &Param> {
-        let learned = match self {
-            Self::Xielu { positive, negative } => Some([positive, negative]),
-            _ => None,
-        };
-        learned.into_iter().flatten()
-    }
-
-    fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        let learned = match self {
-            Self::Xielu { positive, negative } => Some([positive, negative]),
-            _ => None,
-        };
-        learned.into_iter().flatten()
-    }
-}
-
-/// `x · weightᵀ + bias`.
-#[derive(Clone, Debug)]
-pub(super) struct Linear {
-    /// `[out, in]`.
-    pub weight: Param,
-    /// `[out]`.
-    pub bias: Option<Param>,
-}
-
-impl Linear {
-    fn params(&self) -> impl Iterator<Item = &Param> {
-        [&self.weight].into_iter().chain(&self.bias)
-    }
-}
-
-impl Norm {
-    /// The same norm by another tensor.
-    pub(super) fn renamed(mut self, weight: String) -> Self {
-        self.weight.name = weight;
-        self
-    }
-
-    fn params(&self) -> impl Iterator<Item = &Param> {
-        [&self.weight].into_iter().chain(&self.bias)
-    }
 }
 
 impl HeadNorms {
@@ -309,31 +242,17 @@ impl HeadNorms {
     }
 }
 
-impl Mlp {
-    /// What widens the input.
-    pub(super) fn inner_linears(&self) -> impl Iterator<Item = &Linear> {
-        let (gate, up) = match &self.inner {
-            Inner::Gated { gate, up } => (Some(gate), up),
-            Inner::Plain { up } => (None, up),
-        };
-        gate.into_iter().chain([up])
-    }
-
-    fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.inner_linears().chain([&self.down])
-    }
-}
-
 impl Layer {
     fn linears(&self) -> impl Iterator<Item = &Linear> {
         let Attention { query, key, value, output, .. } = &self.attention;
         let per_layer = self.per_layer.iter().flat_map(|parts| [&parts.gate, &parts.projection]);
-        [query, key, value, output].into_iter().chain(self.mlp.linears()).chain(per_layer)
+        let latent = self.attention.latent.iter().flat_map(|latent| latent.linears());
+        [query, key, value, output].into_iter().chain(latent).chain(self.mlp.linears()).chain(per_layer)
     }
 
     /// Numbers that are neither matrices, biases nor norms.
     fn scalars(&self) -> impl Iterator<Item = &Param> {
-        self.mlp.activation.params().chain(&self.scalar)
+        self.mlp.scalars().into_iter().chain(&self.attention.sinks).chain(&self.scalar)
     }
 
     fn norms(&self) -> impl Iterator<Item = &Norm> {
@@ -341,7 +260,8 @@ impl Layer {
         let heads = self.attention.head_norms.iter().flat_map(HeadNorms::each);
         let heads =
             heads.chain(&self.attention.value_norm).chain(self.per_layer.iter().map(|parts| &parts.norm));
-        self.attention_norm.iter().chain(&self.mlp_norm).chain(ends).chain(heads)
+        let latent = self.attention.latent.iter().flat_map(|latent| latent.norms());
+        self.attention_norm.iter().chain(&self.mlp_norm).chain(ends).chain(heads).chain(latent)
     }
 }
 
@@ -369,6 +289,11 @@ impl Blueprint {
         };
         let per_layer = self.per_layer.iter().map(|inputs| &inputs.projection);
         self.layers.iter().flat_map(Layer::linears).chain(per_layer).chain(head)
+    }
+
+    /// Every sparse MLP.
+    pub(super) fn sparse_mlps(&self) -> impl Iterator<Item = &SparseMlp> {
+        self.layers.iter().filter_map(|layer| layer.mlp.sparse())
     }
 
     /// The embedding's tables, and the one of [`PerLayerInputs`].
@@ -443,18 +368,26 @@ impl Blueprint {
             norms.push(norm);
         }
         for layer in &mut self.layers {
-            layer.mlp.activation.params_mut().chain(&mut layer.scalar).for_each(&mut change);
+            layer.mlp.scalars_mut().into_iter().chain(&mut layer.scalar).for_each(&mut change);
             if let Some(PerLayer { gate, projection, norm, .. }) = &mut layer.per_layer {
                 linears.extend([gate, projection]);
                 norms.push(norm);
             }
-            let Attention { query, key, value, output, head_norms, value_norm, .. } = &mut layer.attention;
-            linears.extend([query, key, value, output, &mut layer.mlp.down]);
-            norms.extend(value_norm);
-            match &mut layer.mlp.inner {
-                Inner::Gated { gate, up } => linears.extend([gate, up]),
-                Inner::Plain { up } => linears.push(up),
+            let Attention { query, key, value, output, head_norms, value_norm, sinks, latent, .. } =
+                &mut layer.attention;
+            sinks.iter_mut().for_each(&mut change);
+            if let Some(latent) = latent {
+                let Latent { query, compression: (compression, norm), rotated_key, .. } = &mut **latent;
+                linears.extend([compression, rotated_key]);
+                norms.push(norm);
+                if let Some((linear, norm)) = query {
+                    linears.push(linear);
+                    norms.push(norm);
+                }
             }
+            linears.extend([query, key, value, output]);
+            linears.extend(layer.mlp.linears_mut());
+            norms.extend(value_norm);
             let ends = [
                 &mut layer.attention_norm,
                 &mut layer.attention_end,

@@ -249,7 +249,7 @@ impl Checkpoint {
             self.tensors.keys().chain(self.packed.keys()).map(String::as_str).collect();
         for param in blueprint.params().filter(|param| param.is_stored()) {
             self.check_param(param)?;
-            unused.remove(param.name.as_str());
+            unused.remove(param.stored_name());
         }
         if let LmHead::Tied { stored_as } = &blueprint.head {
             unused.remove(stored_as.as_str());
@@ -267,16 +267,19 @@ impl Checkpoint {
 
     /// The given rows of `param`, row by row, as float32.
     pub(super) fn rows(&self, param: &Param, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
-        if let Some(matrix) = self.packed.get(&param.name) {
-            return Ok(param.read(rows, |lines| matrix.read(&self.files, lines))?);
+        if let Some(matrix) = self.packed.get(param.stored_name()) {
+            let before = param.stacked.as_ref().map_or(0, |stacked| stacked.expert * param.stored_lines());
+            let read =
+                |lines: Range<usize>| matrix.read(&self.files, before + lines.start..before + lines.end);
+            return Ok(param.read(rows, read)?);
         }
-        let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
+        let (file, name) = self.find(param.stored_name()).ok_or_else(|| self.missing(param))?;
         Ok(file.read_param(name, param, rows)?)
     }
 
     /// Whether `param` is stored in blocks that `quantizer` repacks, in a file of blocks.
     pub(super) fn repacks(&self, param: &Param, quantizer: Quantizer) -> bool {
-        let found = self.find(&param.name).filter(|_| !self.packed.contains_key(&param.name));
+        let found = self.find(param.stored_name()).filter(|_| !self.packed.contains_key(param.stored_name()));
         found.is_some_and(|(file, name)| file.repacks(name, param, quantizer))
     }
 
@@ -287,10 +290,10 @@ impl Checkpoint {
         rows: Range<usize>,
         quantizer: Quantizer,
     ) -> Result<Option<KnownBlocks>, CheckpointError> {
-        if let Some(matrix) = self.packed.get(&param.name) {
+        if let Some(matrix) = self.packed.get(param.stored_name()) {
             return Ok(self.packed_blocks(matrix, (param, rows), quantizer)?);
         }
-        let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
+        let (file, name) = self.find(param.stored_name()).ok_or_else(|| self.missing(param))?;
         Ok(file.read_blocks_of(name, (param, rows), quantizer)?)
     }
 
@@ -302,7 +305,7 @@ impl Checkpoint {
     ) -> Result<Option<KnownBlocks>, TensorsError> {
         let cols = param.shape.cols();
         // Padding within a row moves its blocks.
-        if param.transposed || param.stored_cols() != cols {
+        if param.transposed || param.stacked.is_some() || param.stored_cols() != cols {
             return Ok(None);
         }
         let mut known = KnownBlocks::default();
@@ -318,8 +321,14 @@ impl Checkpoint {
         Ok(Some(known))
     }
 
-    fn holds(&self, canonical: &str) -> bool {
+    /// Whether there is a tensor of this name.
+    pub(super) fn holds(&self, canonical: &str) -> bool {
         self.tensors.contains_key(canonical) || self.packed.contains_key(canonical)
+    }
+
+    /// Whether the tensor of this name is packed.
+    pub(super) fn is_packed(&self, canonical: &str) -> bool {
+        self.packed.contains_key(canonical)
     }
 
     fn refuse_packed(&self) -> Result<(), CheckpointError> {
@@ -336,8 +345,9 @@ impl Checkpoint {
     }
 
     fn check_param(&self, param: &Param) -> Result<(), CheckpointError> {
-        if let Some(matrix) = self.packed.get(&param.name) {
-            let expected = param.stored_shape();
+        if let Some(matrix) = self.packed.get(param.stored_name()) {
+            let experts = param.stacked.as_ref().map_or(1, |stacked| stacked.experts);
+            let expected = vec![experts * param.stored_lines(), param.stored_cols()];
             if expected == matrix.shape && !param.transposed {
                 return Ok(());
             }
@@ -349,7 +359,7 @@ impl Checkpoint {
                 expected,
             });
         }
-        let (file, name) = self.find(&param.name).ok_or_else(|| self.missing(param))?;
+        let (file, name) = self.find(param.stored_name()).ok_or_else(|| self.missing(param))?;
         let shape = param.stored_shape();
         if file.shape(name) != shape {
             return Err(file.shape_error(name, format!("{shape:?}")).into());

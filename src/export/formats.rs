@@ -5,7 +5,8 @@
 //!
 //! That one matrix is read as input and as output, and in a small model it is a good part of all weights. With four bits
 //! it does more harm than all others together (the figures are in [`export`](super)). So it has eight unless `keep`
-//! overrides it, as in llama.cpp's four-bit files.
+//! overrides it, as in llama.cpp's four-bit files. Routers of experts are not quantized unless `keep` says so: they are small,
+//! and rounding them changes which experts a token has.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,7 @@ use crate::{
 };
 
 use super::{
-    blueprint::{Blueprint, Linear, LmHead},
+    blueprint::{Blueprint, Expert, Linear, LmHead, SparseMlp},
     param::{Param, module},
     quantize::{Bits, Quantizer, Rounding, ScaleType, ZeroPoints},
 };
@@ -130,7 +131,11 @@ impl Storage {
         let tied = self.format == WeightFormat::Int4 && matches!(blueprint.head, LmHead::Tied { .. });
         let table =
             || Keep { pattern: blueprint.embedding.table.module().into(), format: WeightFormat::Int8 };
-        tied.then(table).into_iter().chain(self.keep.iter().cloned()).collect()
+        let gates =
+            blueprint.sparse_mlps().flat_map(SparseMlp::gates).map(|gate| any_layer(gate.weight.module()));
+        let gates: BTreeSet<String> = gates.collect();
+        let gates = gates.into_iter().map(|pattern| Keep { pattern, format: WeightFormat::Full });
+        tied.then(table).into_iter().chain(gates).chain(self.keep.iter().cloned()).collect()
     }
 
     /// Decides for every module of `blueprint`.
@@ -187,7 +192,15 @@ impl Formats {
         blueprint: &Blueprint,
         repacks: impl Fn(&Param, Quantizer) -> bool,
     ) -> Self {
-        for Linear { weight, .. } in blueprint.linears() {
+        // Experts are in one tensor of their layer, which has no offsets.
+        let experts: BTreeSet<&str> = blueprint
+            .sparse_mlps()
+            .flat_map(|sparse| &sparse.experts)
+            .flat_map(|Expert { gate, up, down }| [gate, up, down])
+            .map(|linear| linear.weight.module())
+            .collect();
+        let others = blueprint.linears().filter(|linear| !experts.contains(linear.weight.module()));
+        for Linear { weight, .. } in others {
             let Some(quantizer) = self.of(weight).map(Quantizer::with_offsets) else { continue };
             if repacks(weight, quantizer) {
                 self.modules.insert(weight.module().into(), Some(quantizer));
@@ -239,11 +252,13 @@ impl<'a> Module<'a> {
 /// Every name, once for all layers.
 fn known(modules: &[Module]) -> Vec<String> {
     let names = modules.iter().flat_map(|module| [module.name].into_iter().chain(module.also));
-    let any_layer = |name: &str| {
-        let parts = name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
-        parts.collect::<Vec<_>>().join(".")
-    };
     names.map(any_layer).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// A name with stars for numbers: of layers and of experts.
+fn any_layer(name: &str) -> String {
+    let parts = name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use prost::Message;
 
 use super::data_layout::DataRange;
 use crate::onnx::{
-    Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Graph, IR_VERSION, Model, Node,
-    OperatorSet, Shape, StringEntry, Tensor, TensorType, Type, ValueInfo,
+    Attribute, AttributeType, DataLocation, Dimension, ElementType, Extent, Function, Graph, IR_VERSION,
+    Model, Node, OperatorSet, Shape, StringEntry, Tensor, TensorType, Type, ValueInfo,
 };
 
 /// The domain of ONNX Runtime's own operators.
@@ -41,21 +41,47 @@ impl<'a> Op<'a> {
         Self { domain: MICROSOFT, ..Self::plain(name, inputs, outputs) }
     }
 
+    /// An operator of a function that the graph defines.
+    pub(super) fn of(
+        domain: &'static str,
+        name: &'a str,
+        inputs: &'a [&'a str],
+        outputs: &'a [&'a str],
+    ) -> Self {
+        Self { domain, ..Self::plain(name, inputs, outputs) }
+    }
+
     pub(super) fn with(self, attributes: Vec<Attribute>) -> Self {
         Self { attributes, ..self }
+    }
+}
+
+impl Op<'_> {
+    /// The node, named after its first output.
+    pub(super) fn node(self) -> Node {
+        let strings = |names: &[&str]| names.iter().copied().map(Into::into).collect();
+        Node {
+            name: self.outputs.first().copied().unwrap_or_default().into(),
+            op_type: self.name.into(),
+            domain: self.domain.into(),
+            input: strings(self.inputs),
+            output: strings(self.outputs),
+            attribute: self.attributes,
+        }
     }
 }
 
 /// A graph that grows.
 pub(super) struct Builder {
     graph: Graph,
+    functions: Vec<Function>,
     data_file: &'static str,
 }
 
 impl Builder {
     /// An empty graph whose initializers lie in `data_file`.
     pub(super) fn new(name: &str, data_file: &'static str) -> Self {
-        Self { graph: Graph { name: name.into(), ..Graph::default() }, data_file }
+        Self { graph: Graph { name: name.into(), ..Graph::default() }, functions: Vec::new(), data_file }
     }
 
     pub(super) fn input(&mut self, name: &str, element: ElementType, dims: &[Dim]) {
@@ -106,15 +132,7 @@ impl Builder {
 
     /// Adds a node named after its first output.
     pub(super) fn add(&mut self, op: Op) {
-        let strings = |names: &[&str]| names.iter().copied().map(Into::into).collect();
-        self.graph.node.push(Node {
-            name: op.outputs.first().copied().unwrap_or_default().into(),
-            op_type: op.name.into(),
-            domain: op.domain.into(),
-            input: strings(op.inputs),
-            output: strings(op.outputs),
-            attribute: op.attributes,
-        });
+        self.graph.node.push(op.node());
     }
 
     /// Gives the first output of the node that was added last another name.
@@ -126,26 +144,65 @@ impl Builder {
 
     /// The graph as the content of a `.onnx` file.
     pub(super) fn encode(self) -> Vec<u8> {
-        let opset = |domain: &str, version| OperatorSet { domain: domain.into(), version };
         Model {
             ir_version: IR_VERSION,
             producer_name: env!("CARGO_PKG_NAME").into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             graph: Some(self.graph),
-            opset_import: vec![opset("", OPSET), opset(MICROSOFT, 1)],
+            opset_import: opsets(self.functions.first().map(|function| &*function.domain)),
+            functions: self.functions,
         }
         .encode_to_vec()
     }
+
+    /// Defines an operator by `function`, unless there is one of its name already.
+    pub(super) fn define(&mut self, function: Function) {
+        if self.functions.iter().all(|known| known.name != function.name) {
+            self.functions.push(function);
+        }
+    }
+}
+
+/// The operator sets that nodes are from, and `domain`.
+pub(super) fn opsets(domain: Option<&str>) -> Vec<OperatorSet> {
+    let opset = |domain: &str, version| OperatorSet { domain: domain.into(), version };
+    let own = domain.map(|domain| opset(domain, 1));
+    [opset("", OPSET), opset(MICROSOFT, 1)].into_iter().chain(own).collect()
 }
 
 /// An attribute that holds a whole number.
 pub(super) fn int_attribute(name: &str, value: usize) -> Attribute {
-    Attribute { name: name.into(), i: Some(int(value)), f: None, r#type: AttributeType::Int.into() }
+    Attribute {
+        name: name.into(),
+        i: Some(int(value)),
+        r#type: AttributeType::Int.into(),
+        ..Attribute::default()
+    }
 }
 
 /// An attribute that holds a number.
 pub(super) fn float_attribute(name: &str, value: f32) -> Attribute {
-    Attribute { name: name.into(), f: Some(value), i: None, r#type: AttributeType::Float.into() }
+    Attribute {
+        name: name.into(),
+        f: Some(value),
+        r#type: AttributeType::Float.into(),
+        ..Attribute::default()
+    }
+}
+
+/// An attribute that holds whole numbers.
+pub(super) fn ints_attribute(name: &str, ints: Vec<i64>) -> Attribute {
+    Attribute { name: name.into(), ints, r#type: AttributeType::Ints.into(), ..Attribute::default() }
+}
+
+/// An attribute that holds a graph: the body of a loop, or a branch.
+pub(super) fn graph_attribute(name: &str, graph: Graph) -> Attribute {
+    Attribute {
+        name: name.into(),
+        g: Some(graph),
+        r#type: AttributeType::Graph.into(),
+        ..Attribute::default()
+    }
 }
 
 /// The declaration of an input or output.

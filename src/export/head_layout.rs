@@ -11,7 +11,7 @@
 //!
 //! A pair that is not rotated has a cosine of one and a sine of zero.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use super::rope::Rotary;
 
@@ -44,6 +44,21 @@ impl HeadLayout {
         let rest = slots.iter_mut().filter(|slot| slot.is_none()).zip(rotary.dims..stored);
         rest.for_each(|(slot, dimension)| *slot = Some(dimension));
         Self { slots: slots.into(), stored }
+    }
+
+    /// `stored` dimensions, of which `rotary` rotates the last, such that the two of a pair are `half` apart.
+    pub(super) fn rotated_last(stored: usize, width: usize, rotary: &Rotary, half: usize) -> Self {
+        let first = Self::rotated(stored, width, rotary, half);
+        let still = stored - rotary.dims;
+        let moved =
+            |dimension| if dimension < rotary.dims { still + dimension } else { dimension - rotary.dims };
+        Self { slots: first.slots.iter().map(|slot| slot.map(moved)).collect(), stored }
+    }
+
+    /// The layout of heads that have only dimensions `range` of those of this one, with zeros for the others.
+    pub(super) fn part(&self, range: Range<usize>) -> Self {
+        let kept = |dimension: usize| range.contains(&dimension).then(|| dimension - range.start);
+        Self { slots: self.slots.iter().map(|slot| slot.and_then(kept)).collect(), stored: range.len() }
     }
 
     /// Dimensions of a head in the graph.

@@ -20,6 +20,7 @@ use super::{
     packed::Packing,
     provenance::SourceFiles,
     random::RandomWeights,
+    stored_experts,
     tokenizer_files::TokenizerFiles,
     weights::{Merged, Weights},
 };
@@ -95,6 +96,7 @@ impl LoadedSources {
         let packing = read_packing(&config)?;
         packing.map_or(Ok(()), |packing| checkpoint.unpack(packing))?;
         let blueprint = checkpoint.resolve_head(blueprint)?;
+        let blueprint = stored_experts::resolve(&checkpoint, blueprint);
         let mut skipped = checkpoint.check(&blueprint)?;
         let opened: Vec<Adapter> =
             adapters.iter().map(|adapter| open_adapter(adapter, &blueprint)).collect::<Result<_, _>>()?;

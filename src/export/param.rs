@@ -16,6 +16,8 @@ pub(super) struct Param {
     pub name: String,
     /// The shape in the graph.
     pub shape: Shape,
+    /// The tensor that stores it, if that has those of all experts.
+    pub stacked: Option<Stacked>,
     /// Which lines of the stored tensor it is.
     pub lines: Lines,
     /// How lines of a head are arranged, if not as they are stored.
@@ -28,6 +30,15 @@ pub(super) struct Param {
     pub offset: f32,
     /// Multiplies every number, after `offset`.
     pub factor: f32,
+}
+
+/// The place of an expert's tensor in one of all experts, whose first dimension is the expert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stacked {
+    /// The stored tensor's name, without the prefixes that differ between checkpoints.
+    pub name: String,
+    pub expert: usize,
+    pub experts: usize,
 }
 
 /// The shape of a tensor.
@@ -122,6 +133,7 @@ impl Param {
         Self {
             name,
             shape,
+            stacked: None,
             lines: Lines::All,
             line_heads: None,
             column_heads: None,
@@ -151,6 +163,16 @@ impl Param {
     /// The module's name, as adapters call it: the tensor's without `.weight`.
     pub(super) fn module(&self) -> &str {
         module(&self.name)
+    }
+
+    /// The name of the tensor that stores it.
+    pub(super) fn stored_name(&self) -> &str {
+        self.stacked.as_ref().map_or(&self.name, |stacked| &stacked.name)
+    }
+
+    /// Numbers of the stored tensor before the first one of this expert.
+    pub(super) fn stored_start(&self) -> usize {
+        self.stacked.as_ref().map_or(0, |stacked| stacked.expert * self.stored_lines() * self.stored_cols())
     }
 
     /// Whether a checkpoint stores it.
@@ -197,11 +219,13 @@ impl Param {
     /// The shape of the tensor that is stored.
     pub(super) fn stored_shape(&self) -> Vec<usize> {
         let lines = self.stored_lines();
+        let mut shape: Vec<usize> = self.stacked.iter().map(|stacked| stacked.experts).collect();
         match self.shape {
-            Shape::Vector(_) => vec![lines],
-            Shape::Matrix { .. } if self.transposed => vec![self.stored_cols(), lines],
-            Shape::Matrix { .. } => vec![lines, self.stored_cols()],
+            Shape::Vector(_) => shape.push(lines),
+            Shape::Matrix { .. } if self.transposed => shape.extend([self.stored_cols(), lines]),
+            Shape::Matrix { .. } => shape.extend([lines, self.stored_cols()]),
         }
+        shape
     }
 
     /// Where `rows` of this lie among the stored lines, in order.

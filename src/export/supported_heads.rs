@@ -9,6 +9,7 @@ use super::{
     blueprint::{Attention, Blueprint, Linear, Norm},
     head_layout::{HeadLayout, STEP, half},
     param::{Param, Shape},
+    rope::Rotary,
 };
 
 /// The layouts of one layer.
@@ -47,6 +48,11 @@ impl Blueprint {
         for layer in &mut self.layers {
             let attention = &mut layer.attention;
             let stored = attention.head_dim;
+            if attention.latent.is_some() {
+                let number = attention.rotary.unwrap_or_default();
+                arrange_latent(attention, width, self.rotaries.get(number).zip(halves.get(number).copied()));
+                continue;
+            }
             let plain = plain
                 .entry(stored)
                 .or_insert_with(|| HeadLayout::padded(stored, width).unless_as_stored())
@@ -82,6 +88,25 @@ fn arrange(attention: &mut Attention, layouts: &Layouts) {
     }
     if stored != *width && attention.scale.is_none() {
         attention.scale = Some((stored as f32).sqrt().recip());
+    }
+}
+
+/// Heads of latent attention, whose rotated dimensions are stored last, and whose values may be narrower.
+fn arrange_latent(attention: &mut Attention, width: usize, rotary: Option<(&Rotary, usize)>) {
+    let (stored, Some(latent), Some((rotary, half))) = (attention.head_dim, &mut attention.latent, rotary)
+    else {
+        return;
+    };
+    let heads = HeadLayout::rotated_last(stored, width, rotary, half);
+    let still = stored - latent.rotated;
+    arrange_lines(&mut attention.query, Some(&heads));
+    arrange_lines(&mut attention.key, Some(&heads.part(0..still)));
+    arrange_lines(&mut latent.rotated_key, Some(&heads.part(still..stored)));
+    let values = HeadLayout::padded(latent.value_dim, width);
+    arrange_lines(&mut attention.value, Some(&values));
+    if let Shape::Matrix { cols, .. } = &mut attention.output.weight.shape {
+        *cols = *cols / latent.value_dim * width;
+        attention.output.weight.column_heads = Some(values);
     }
 }
 

@@ -187,16 +187,16 @@ impl TensorFile {
         param: &Param,
         rows: Range<usize>,
     ) -> Result<Vec<f32>, TensorsError> {
-        let cols = param.stored_cols();
+        let (cols, before) = (param.stored_cols(), param.stored_start());
         param.read(rows, |lines| {
             if !param.transposed {
                 let mut values = Vec::with_capacity(lines.len() * cols);
                 for elements in self.elements(tensor, lines, cols) {
-                    values.extend(self.read(tensor, elements)?);
+                    values.extend(self.read(tensor, before + elements.start..before + elements.end)?);
                 }
                 return Ok(values);
             }
-            let columns = Columns { lines, of: param.stored_lines(), height: cols };
+            let columns = Columns { before, lines, of: param.stored_lines(), height: cols };
             self.read_columns(tensor, &columns)
         })
     }
@@ -222,13 +222,14 @@ impl TensorFile {
             return Ok(None);
         }
         let (cols, block) = (param.shape.cols(), stored_type.block());
+        let before = param.stored_start();
         let mut known = KnownBlocks::default();
         for run in param.stored(rows) {
             match run {
                 Run::Zeros(count) => known.extend(quantizer.zero_blocks(count * quantizer.blocks(cols))),
                 Run::Stored(lines) => {
                     for elements in self.elements(tensor, lines, cols) {
-                        let blocks = elements.start / block..elements.end / block;
+                        let blocks = (before + elements.start) / block..(before + elements.end) / block;
                         let bytes = self.read_blocks(stored, stored_type.block_bytes(), blocks)?;
                         known.extend(stored_type.known_blocks(&bytes));
                     }
@@ -240,10 +241,10 @@ impl TensorFile {
 
     /// Some columns of a matrix, one after the other.
     fn read_columns(&self, tensor: &str, columns: &Columns) -> Result<Vec<f32>, TensorsError> {
-        let Columns { lines, of, height } = columns;
+        let Columns { before, lines, of, height } = columns;
         let mut values = vec![0.0; lines.len() * height];
         for row in 0..*height {
-            let start = row * of;
+            let start = before + row * of;
             let part = self.read(tensor, start + lines.start..start + lines.end)?;
             for (line, value) in part.into_iter().enumerate() {
                 values[line * height + row] = value;
@@ -377,6 +378,8 @@ pub(super) fn stored_type(dtype: Dtype) -> Option<StoredType> {
 
 /// Columns of a matrix of `height` rows of `of` numbers.
 struct Columns {
+    /// Numbers before the matrix.
+    before: usize,
     lines: Range<usize>,
     of: usize,
     height: usize,

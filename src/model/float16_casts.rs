@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, mem};
 
 use crate::{
-    device::operators::{ATTENTION, DOMAIN},
+    device::operators::{ATTENTION, DOMAIN, MOE, MOE_NUMBERS},
     onnx::{Attribute, AttributeType, ElementType, Graph, Node, gqa},
 };
 
@@ -19,10 +19,13 @@ pub(super) fn add(graph: &mut Graph) {
             nodes.push(node);
             continue;
         }
+        let is_mixture = node.op_type.starts_with(MOE);
         let is_product = node.op_type != ATTENTION;
         let outputs = node.output.clone();
         for (i, input) in node.input.iter_mut().enumerate() {
-            let is_number = if is_product {
+            let is_number = if is_mixture {
+                i < MOE_NUMBERS
+            } else if is_product {
                 i == 0
             } else {
                 !gqa::PAST_KEY_VALUE.contains(&i) && i != gqa::SEQLENS_K && i != gqa::TOTAL_SEQUENCE_LENGTH
@@ -47,7 +50,7 @@ fn cast_node(input: &str, output: &str, to: ElementType) -> Node {
         input: vec![input.into()],
         output: vec![output.into()],
         op_type: "Cast".into(),
-        attribute: vec![Attribute { name: "to".into(), f: None, i: Some(to as i64), r#type }],
+        attribute: vec![Attribute { name: "to".into(), i: Some(to as i64), r#type, ..Attribute::default() }],
         ..Node::default()
     }
 }

@@ -1,11 +1,11 @@
 //! Facts about the decode steps of a graph: whether they can be captured, how many bytes of weights they read, and the types
 //! of their inputs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     manifest::{Dtype, GraphNames, Lengths},
-    onnx::{ElementType, Graph, Tensor, gqa},
+    onnx::{ElementType, Graph, Node, Tensor, gqa, moe},
     units::Bytes,
 };
 
@@ -24,16 +24,26 @@ pub(super) fn can_repeat_steps(graph: &Graph, names: &GraphNames) -> bool {
     reading.all(|node| node.op_type == gqa::NAME)
 }
 
-/// Bytes of external data that every step reads completely.
+/// Bytes of external data that a step of one token reads: all of most tensors, and of experts those that the token has.
 pub(super) fn weights_read(graph: &Graph) -> Bytes {
-    let reading = graph.node.iter().filter(|node| !READ_ROWS.contains(&&*node.op_type));
-    let read: BTreeSet<&str> = reading.flat_map(|node| &node.input).map(String::as_str).collect();
-    let tensors = graph.initializer.iter().filter(|tensor| read.contains(&*tensor.name));
     let length = |tensor: &Tensor| {
         let entry = tensor.external_data.iter().find(|entry| entry.key == "length")?;
         entry.value.parse::<u64>().ok()
     };
-    Bytes(tensors.filter_map(length).sum())
+    let bytes: BTreeMap<&str, u64> =
+        graph.initializer.iter().filter_map(|tensor| Some((&*tensor.name, length(tensor)?))).collect();
+    let (experts, others): (Vec<&Node>, Vec<&Node>) =
+        graph.node.iter().partition(|node| node.domain == moe::DOMAIN);
+    let reading = others.iter().filter(|node| !READ_ROWS.contains(&&*node.op_type));
+    let read: BTreeSet<&str> = reading.flat_map(|node| &node.input).map(String::as_str).collect();
+    let whole: u64 = read.iter().filter_map(|name| bytes.get(name)).sum();
+    let of_experts = |node: &&Node| {
+        let number = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name)?.i;
+        let number = |name: &str| number(name).and_then(|number| u64::try_from(number).ok()).unwrap_or(1);
+        let all: u64 = node.input.iter().filter_map(|name| bytes.get(&**name)).sum();
+        all / number(moe::EXPERTS).max(1) * number(moe::CHOSEN)
+    };
+    Bytes(whole + experts.iter().map(of_experts).sum::<u64>())
 }
 
 /// The element type that `graph` declares for an input; `None` if the input is missing or not floating-point.
@@ -52,7 +62,7 @@ pub(super) fn declared_dtype(graph: &Graph, input: &str) -> Option<Dtype> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::{Node, StringEntry};
+    use crate::onnx::{Attribute, StringEntry};
 
     fn node(op_type: &str, input: &[&str]) -> Node {
         let input = input.iter().map(|name| (*name).into()).collect();
@@ -92,6 +102,13 @@ mod tests {
         };
         assert!(can_repeat_steps(&graph, &names()));
         assert_eq!(weights_read(&graph), Bytes(115));
+        // Of eight experts a token has two.
+        let number = |name: &str, i| Attribute { name: name.into(), i: Some(i), ..Attribute::default() };
+        let attribute = vec![number(moe::EXPERTS, 8), number(moe::CHOSEN, 2)];
+        let experts = node("MixtureOfExperts0", &["x", "logits", "gates"]);
+        graph.node.push(Node { domain: moe::DOMAIN.into(), attribute, ..experts });
+        graph.initializer.push(weight("gates", 800));
+        assert_eq!(weights_read(&graph), Bytes(315));
         // ALiBi.
         graph.node.push(node("Range", &["zero", "total", "one"]));
         assert!(!can_repeat_steps(&graph, &names()));

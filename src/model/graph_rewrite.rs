@@ -5,31 +5,32 @@
 //! operator's layout, so ONNX Runtime never maps them. A `FusedMatMul` node with float weights becomes an `eka:MatMulFloat32` or
 //! `eka:MatMulFloat16`, over weights as they are in the file. A `GroupQueryAttention` node becomes an `eka:Attention`. If every
 //! attention node is replaced, the key-value cache may have a smaller element type, and the cache's inputs and outputs get that
-//! type. Other nodes do not change. A graph that does not encode back to the same bytes, such as one from another exporter, is
+//! type. A node of the function for experts becomes an `eka:MoE`, `eka:MoEFloat32` or `eka:MoEFloat16`. Other nodes do not change. A graph that does not encode back to the same bytes, such as one from another exporter, is
 //! not changed at all.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    fs::File,
-    io,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
 };
 
-use bytemuck::Pod;
-use half::f16;
 use prost::Message;
 
-use super::{float16_casts, graph_file::GraphFile, hidden_states};
+use super::{
+    external_data::{ExternalData, Scratch},
+    float16_casts,
+    graph_file::GraphFile,
+    hidden_states,
+    moe_nodes::{self, Initializers},
+};
 use crate::{
     device::operators::{
-        ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX,
-        Operators, PackedStorage, PackedWeights, QuantizedBlocks, WeightBits,
+        ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MOE,
+        Operators, PackedWeights, QuantizedBlocks, WeightBits,
     },
     device_spec::CacheChoice,
-    files,
     onnx::{
-        Attribute, AttributeType, DataLocation, ElementType, Extent, Graph, Model, Node, OperatorSet, Tensor,
-        ValueInfo, gqa,
+        Attribute, AttributeType, ElementType, Extent, Graph, Model, Node, OperatorSet, Tensor, ValueInfo,
+        gqa,
     },
 };
 
@@ -48,7 +49,7 @@ pub(super) struct RewrittenGraph {
 }
 
 /// Operators of ONNX Runtime that compute each row, or each number, by itself.
-const ROW_BY_ROW: [&str; 23] = [
+const ROW_BY_ROW: [&str; 24] = [
     "Add",
     "Cast",
     "Concat",
@@ -66,6 +67,7 @@ const ROW_BY_ROW: [&str; 23] = [
     "Relu",
     "Reshape",
     "Shape",
+    "Sigmoid",
     "SimplifiedLayerNormalization",
     "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
@@ -92,8 +94,8 @@ pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice, head: (&str, usize))
     }
     drop_unused(graph);
     float16_casts::add(graph);
-    let hidden =
-        hidden_states::expose(graph, head, |node| node.domain == DOMAIN && node.op_type != ATTENTION);
+    model.functions.retain(|function| graph.node.iter().any(|node| node.domain == function.domain));
+    let hidden = hidden_states::expose(graph, head, is_product);
     let is_row_invariant =
         graph.node.iter().all(|node| node.domain == DOMAIN || ROW_BY_ROW.contains(&&*node.op_type));
     let takes_sequences = is_row_invariant && allow_sequences(graph);
@@ -105,6 +107,11 @@ pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice, head: (&str, usize))
         hidden,
         takes_sequences,
     })
+}
+
+/// Whether `node` is a product of eka's with one matrix.
+fn is_product(node: &Node) -> bool {
+    node.domain == DOMAIN && !node.op_type.starts_with(MOE) && node.op_type != ATTENTION
 }
 
 /// The format of the key-value cache with eka's operators; `None` if no attention node of the graph in `file` can be replaced.
@@ -135,12 +142,14 @@ fn cache_format_for(graph: &Graph, cache: CacheChoice) -> Format {
 /// Replaces the matrix products that eka's operators support, and packs quantized weights.
 fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
     let mut operators = Operators::default();
-    let mut data = ExternalData { dir, files: BTreeMap::new() };
+    let mut data = ExternalData::new(dir);
     let mut scratch = Scratch::default();
-    let initializers: BTreeMap<&str, &Tensor> =
-        graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
+    let initializers: Initializers = graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
     let scales = scaled_casts(&graph.node, &initializers);
     for node in &mut graph.node {
+        if moe_nodes::replace(node, &initializers, &mut operators, (&mut data, &mut scratch)) {
+            continue;
+        }
         if let Some(operator) = float_operator(node, &initializers) {
             operators.add_float_products();
             (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
@@ -156,13 +165,14 @@ fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
         node.input.truncate(1);
         (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
         let r#type = AttributeType::Int.into();
-        node.attribute = vec![Attribute { name: MATRIX.into(), f: None, i: Some(number), r#type }];
+        node.attribute =
+            vec![Attribute { name: MATRIX.into(), i: Some(number), r#type, ..Attribute::default() }];
     }
     Some(operators)
 }
 
 /// The operator that computes what `node` does, if that is a product with a matrix `[columns, depth]` of float weights.
-fn float_operator(node: &Node, initializers: &BTreeMap<&str, &Tensor>) -> Option<&'static str> {
+fn float_operator(node: &Node, initializers: &Initializers) -> Option<&'static str> {
     let [_, weights] = &node.input[..] else { return None };
     let [attribute] = &node.attribute[..] else { return None };
     let weights = initializers.get(&**weights)?;
@@ -180,7 +190,7 @@ fn float_operator(node: &Node, initializers: &BTreeMap<&str, &Tensor>) -> Option
 /// The packed weights of `node` and the operator for them, if it is a `MatMulNBits` that eka's operators support.
 fn packed_weights(
     node: &Node,
-    (initializers, scaled): (&BTreeMap<&str, &Tensor>, &BTreeMap<String, ScaledCast>),
+    (initializers, scaled): (&Initializers, &BTreeMap<String, ScaledCast>),
     data: &mut ExternalData,
     scratch: &mut Scratch,
 ) -> Option<(PackedWeights, &'static str)> {
@@ -227,7 +237,7 @@ struct ScaledCast {
 
 /// The scales that are stored in 16 bits, by the names of the float32 scales that the graph makes of them: the outputs of a `Mul` by
 /// a number, of a `Cast` of a constant.
-fn scaled_casts(nodes: &[Node], initializers: &BTreeMap<&str, &Tensor>) -> BTreeMap<String, ScaledCast> {
+fn scaled_casts(nodes: &[Node], initializers: &Initializers) -> BTreeMap<String, ScaledCast> {
     let float = i64::from(i32::from(ElementType::Float));
     let casts: BTreeMap<&str, &Tensor> = nodes
         .iter()
@@ -248,16 +258,6 @@ fn scaled_casts(nodes: &[Node], initializers: &BTreeMap<&str, &Tensor>) -> BTree
     nodes.iter().filter(|node| node.op_type == "Mul").filter_map(scaled).collect()
 }
 
-/// Buffers that are reused for every tensor, because allocating them again would cost more than the read.
-#[derive(Default)]
-struct Scratch {
-    codes: Vec<u8>,
-    scales: Vec<f32>,
-    halfs: Vec<u16>,
-    zero_points: Vec<u8>,
-    packed: PackedStorage,
-}
-
 /// Replaces the attention nodes that eka's operator supports. Returns the resulting format of the key-value cache: `format` if every
 /// node was replaced, float32 if only some were, `None` if none were.
 fn replace_attention(graph: &mut Graph, format: Format) -> Option<Format> {
@@ -272,7 +272,7 @@ fn replace_attention(graph: &mut Graph, format: Format) -> Option<Format> {
             continue;
         }
         (node.domain, node.op_type) = (DOMAIN.into(), ATTENTION.into());
-        node.input.truncate(gqa::ATTENTION_BIAS + 1);
+        node.input.truncate(gqa::HEAD_SINK + 1);
         replaced_caches.extend(caches);
     }
     if replaced_caches.is_empty() {
@@ -345,7 +345,7 @@ fn float_head_dim(value: &ValueInfo) -> Option<usize> {
     }
 }
 
-/// Whether eka's attention computes what this `GroupQueryAttention` does: no position ids, no sinks, no quantized cache, and no
+/// Whether eka's attention computes what this `GroupQueryAttention` does: no position ids, no quantized cache, and no
 /// unknown attribute.
 fn is_supported(node: &Node) -> bool {
     let is_given = |i: usize| node.input.get(i).is_some_and(|name| !name.is_empty());
@@ -362,7 +362,7 @@ fn is_supported(node: &Node) -> bool {
         // Both or none: without them, the query is packed QKV.
         && is_given(gqa::KEY) == is_given(gqa::VALUE)
         && gqa::COS_SIN_CACHE.into_iter().all(|i| is_given(i) == is_rotary)
-        && (gqa::INPUTS..node.input.len()).all(|i| i == gqa::ATTENTION_BIAS || !is_given(i))
+        && (gqa::INPUTS..node.input.len()).all(|i| [gqa::ATTENTION_BIAS, gqa::HEAD_SINK].contains(&i) || !is_given(i))
         && node.output.len() == gqa::OUTPUTS
         && node.attribute.iter().all(is_known)
 }
@@ -381,80 +381,4 @@ fn drop_unused(graph: &mut Graph) {
             return;
         }
     }
-}
-
-/// The data files beside a graph. They are read and not mapped, because each tensor is read once and then packed.
-struct ExternalData<'a> {
-    dir: &'a Path,
-    files: BTreeMap<String, File>,
-}
-
-impl ExternalData<'_> {
-    /// Reads codes into `buffer`.
-    fn read_codes(&mut self, tensor: &Tensor, buffer: &mut Vec<u8>) -> Option<()> {
-        if tensor.data_type != i32::from(ElementType::Uint8) {
-            return None;
-        }
-        self.read(tensor, buffer)
-    }
-
-    /// Reads float32 or float16 into the scales of `scratch`.
-    fn read_floats(&mut self, tensor: &Tensor, scratch: &mut Scratch) -> Option<()> {
-        // Files are little-endian.
-        match ElementType::try_from(tensor.data_type) {
-            Ok(ElementType::Float) => {
-                self.read(tensor, &mut scratch.scales)?;
-                scratch.scales.iter_mut().for_each(|one| *one = f32::from_bits(u32::from_le(one.to_bits())));
-            }
-            Ok(ElementType::Float16) => {
-                self.read(tensor, &mut scratch.halfs)?;
-                scratch.scales.clear();
-                scratch
-                    .scales
-                    .extend(scratch.halfs.iter().map(|half| f16::from_bits(u16::from_le(*half)).to_f32()));
-            }
-            _ => return None,
-        }
-        Some(())
-    }
-
-    /// Reads `tensor` into `buffer`, if its data is in a file beside the graph.
-    fn read<T: Pod>(&mut self, tensor: &Tensor, buffer: &mut Vec<T>) -> Option<()> {
-        let entry =
-            |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| &*entry.value);
-        let number = |key: &str| entry(key)?.parse::<u64>().ok();
-        if tensor.data_location != i32::from(DataLocation::External) {
-            return None;
-        }
-        let (name, start, length) = (entry("location")?, number("offset")?, number("length")?);
-        let file = match self.files.entry(name.into()) {
-            Entry::Occupied(open) => open.into_mut(),
-            Entry::Vacant(place) => place.insert(files::open(&self.dir.join(name)).ok()?),
-        };
-        let bytes = usize::try_from(length).ok()?;
-        if file.metadata().ok()?.len() < start.checked_add(length)? || !bytes.is_multiple_of(size_of::<T>()) {
-            return None;
-        }
-        buffer.resize(bytes / size_of::<T>(), T::zeroed());
-        read_at(file, bytemuck::cast_slice_mut(buffer), start).ok()
-    }
-}
-
-/// Fills `bytes` from offset `start` of the file, in parallel.
-#[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
-    use rayon::prelude::*;
-    const PIECE: usize = 1 << 20;
-    bytes.par_chunks_mut(PIECE).enumerate().try_for_each(|(i, piece)| {
-        std::os::unix::fs::FileExt::read_exact_at(file, piece, start + (i * PIECE) as u64)
-    })
-}
-
-/// Fills `bytes` from offset `start` of the file.
-#[cfg(not(unix))]
-fn read_at(file: &File, bytes: &mut [u8], start: u64) -> io::Result<()> {
-    use io::{Read, Seek};
-    let mut file = file;
-    file.seek(io::SeekFrom::Start(start))?;
-    file.read_exact(bytes)
 }

@@ -193,12 +193,11 @@ impl Model {
         }
     }
 
-    /// The bytes of weights that every step reads; `None` if the graph cannot be read again. `dir` is the directory that the
-    /// model was loaded from.
+    /// The bytes of weights that a step of one token reads; `None` if the graph cannot be read again. `dir` is the directory
+    /// that the model was loaded from.
     #[must_use]
     pub fn weights_read(&self, dir: &Path) -> Option<Bytes> {
-        let graph = GraphFile::read(dir, &self.manifest.graph.file).ok()?.decode()?.graph?;
-        Some(graph_facts::weights_read(&graph))
+        weights_read(dir, &self.manifest)
     }
 
     /// The session that runs its graph.
@@ -211,6 +210,13 @@ impl Model {
     pub fn set_threads(&mut self, threads: Threads) {
         self.session.set_threads(threads);
     }
+}
+
+/// The bytes of weights that a step of one token reads, of the model in `dir`; `None` if its graph cannot be read.
+#[must_use]
+pub fn weights_read(dir: &Path, manifest: &Manifest) -> Option<Bytes> {
+    let graph = GraphFile::read(dir, &manifest.graph.file).ok()?.decode()?.graph?;
+    Some(graph_facts::weights_read(&graph))
 }
 
 /// The positions for which a graph gives logits.

@@ -6,6 +6,7 @@
 mod cache;
 mod cache_shape;
 mod error;
+mod external_data;
 mod float16_casts;
 mod graph_facts;
 mod graph_file;
@@ -14,6 +15,7 @@ mod hidden_states;
 mod host_cache;
 mod integrity;
 mod load;
+mod moe_nodes;
 mod pass;
 mod validate;
 
@@ -23,6 +25,6 @@ pub use self::{
     error::{GraphError, IntegrityError, ModelError},
     host_cache::HostCache,
     integrity::{Scope, check_directory},
-    load::Model,
+    load::{Model, weights_read},
     pass::Pass,
 };

@@ -68,7 +68,7 @@ fn port(value: &ValueInfo) -> Port {
         Some(ElementType::Int8) => "int8",
         Some(ElementType::Int32) => "int32",
         Some(ElementType::Int64) => "int64",
-        Some(ElementType::Uint8 | ElementType::Undefined) | None => "not supported",
+        Some(ElementType::Uint8 | ElementType::Bool | ElementType::Undefined) | None => "not supported",
     };
     Port { name: value.name.clone(), element: element.into(), shape: shape(value).unwrap_or_default() }
 }

@@ -19,6 +19,9 @@ pub(crate) const INPUTS: usize = 9;
 /// Added to the attention scores, `[1, heads, new, total]`.
 pub(crate) const ATTENTION_BIAS: usize = 10;
 
+/// A score of each query head that takes a share of its attention and has no value, `[heads]`.
+pub(crate) const HEAD_SINK: usize = 11;
+
 /// `present_key` and `present_value`; output 0 is the attention.
 pub(crate) const PRESENT_KEY_VALUE: Range<usize> = 1..3;
 pub(crate) const OUTPUTS: usize = 3;

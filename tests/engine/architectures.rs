@@ -177,7 +177,7 @@ fn logits_of_every_architecture_match_transformers_at_every_position() {
 #[test]
 fn logits_of_further_architectures_match_transformers_at_every_position() {
     let mut seen = BTreeMap::new();
-    for case in cases_in("tests/fixtures/architectures", 40) {
+    for case in cases_in("tests/fixtures/architectures", 70) {
         let copies = tempfile::tempdir().unwrap();
         let base = case.with_tokenizer(copies.path());
         let alone = Source::Checkpoint { base: base.clone(), adapters: Vec::new() };

@@ -5,6 +5,7 @@ mod demo_answers;
 mod device_pool;
 mod draft_model;
 mod exactness;
+mod experts;
 mod kv_cache_growth;
 mod prefix_cache;
 mod saved_prompts;

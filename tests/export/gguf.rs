@@ -45,7 +45,9 @@ fn further() -> Vec<(&'static str, Value)> {
         "granite",
         "nemotron",
         "olmo2",
+        "olmoe",
         "phi",
+        "qwen3_moe",
         "seed_oss",
         "stablelm",
     ];
@@ -53,6 +55,7 @@ fn further() -> Vec<(&'static str, Value)> {
     // llama.cpp knows the layers of SmolLM3, and no window of StarCoder 2.
     all.push(("smollm3", json!({ "no_rope_layers": null })));
     all.push(("starcoder2", json!({ "sliding_window": null })));
+    all.push(("mixtral", json!({ "sliding_window": null })));
     all
 }
 

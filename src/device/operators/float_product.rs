@@ -34,6 +34,16 @@ pub(super) enum FloatWeights<'a> {
     Float16(&'a [f16]),
 }
 
+impl FloatWeights<'_> {
+    /// Some of the numbers.
+    pub(super) fn some(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::Float32(weights) => Self::Float32(&weights[range]),
+            Self::Float16(weights) => Self::Float16(&weights[range]),
+        }
+    }
+}
+
 /// A product under way, a few panels a task.
 pub(super) struct FloatProduct<'a> {
     pub(super) weights: FloatWeights<'a>,

@@ -98,7 +98,7 @@ impl Kernel for QuantizedNode {
             // SAFETY: a call for each group.
             context.par_for(groups, self.limits.batches(rows), |group| unsafe { rounding.group(group) })?;
         }
-        let product = Product { matrix, rounded: &rounded, output: Parts::of(output) };
+        let product = Product { matrix, rounded: rounded.all(), output: Parts::of(output) };
         // SAFETY: shares do not overlap; the processor has these instructions.
         shared(context, &self.limits, [rows, matrix.panels()], |panels| unsafe {
             product.panels(kind, panels);

@@ -4,6 +4,7 @@
 //! - `eka:MatMulInt4`, `eka:MatMulInt8`: what `com.microsoft:MatMulNBits` computes at accuracy level 4, over such a matrix.
 //! - `eka:MatMulFloat32`, `eka:MatMulFloat16`: what `com.microsoft:FusedMatMul` computes, over float weights as they are in
 //!   the file.
+//! - `eka:MoE`, `eka:MoEFloat32`, `eka:MoEFloat16`: the experts that the tokens of a sparse MLP choose.
 //! - `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
 //!
 //! # Results do not depend on batching
@@ -37,6 +38,7 @@ mod cpu_isa;
 mod float_product;
 mod huge_pages;
 mod matmul;
+mod moe;
 mod names;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -62,7 +64,9 @@ pub use attention::{ATTENTION, CacheSegment, Format, MAX_SEGMENTS, PassSequence}
 pub use cpu_isa::CpuIsa;
 pub use huge_pages::PackedStorage;
 use matmul::{FloatMatMul, QuantizedMatMul};
-pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX};
+pub use moe::{MOE, MOE_FLOAT16, MOE_FLOAT32, MOE_NUMBERS, Mixture, Routing, Scores, SwiGlu};
+use moe::{MixtureOfExperts, SharedScratch, WeightType};
+pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MIXTURE};
 pub use packed_weights::{PackedWeights, QuantizedBlocks, WeightBits};
 
 /// What the operators of a graph work with.
@@ -70,6 +74,7 @@ pub use packed_weights::{PackedWeights, QuantizedBlocks, WeightBits};
 pub struct Operators {
     matrices: Vec<Arc<PackedWeights>>,
     has_float_products: bool,
+    mixtures: Vec<Arc<Mixture>>,
     cache: Option<Format>,
 }
 
@@ -78,6 +83,7 @@ impl fmt::Debug for Operators {
         f.debug_struct("Operators")
             .field("matrices", &self.matrices.len())
             .field("has_float_products", &self.has_float_products)
+            .field("mixtures", &self.mixtures.len())
             .field("cache", &self.cache)
             .finish()
     }
@@ -95,6 +101,12 @@ impl Operators {
         self.has_float_products = true;
     }
 
+    /// Adds a sparse MLP; its number.
+    pub fn add_mixture(&mut self, mixture: Mixture) -> usize {
+        self.mixtures.push(Arc::new(mixture));
+        self.mixtures.len() - 1
+    }
+
     /// Adds eka's attention, with the format of the key-value cache.
     pub fn set_cache_format(&mut self, cache: Format) {
         self.cache = Some(cache);
@@ -109,7 +121,7 @@ impl Operators {
     /// Whether any of them multiplies.
     #[must_use]
     pub fn multiplies(&self) -> bool {
-        !self.matrices.is_empty() || self.has_float_products
+        !self.matrices.is_empty() || !self.mixtures.is_empty() || self.has_float_products
     }
 
     /// Whether there is none.
@@ -129,7 +141,18 @@ impl Operators {
             kind,
         };
         let float = |is_half| FloatMatMul { is_half, limits: limits.clone(), kind };
+        let experts = SharedScratch::default();
+        let mixture = |weights| MixtureOfExperts {
+            weights,
+            mixtures: self.mixtures.clone(),
+            scratch: experts.clone(),
+            limits: limits.clone(),
+            kind,
+        };
         let domain = OperatorDomain::new(DOMAIN)?
+            .add(mixture(WeightType::Packed))?
+            .add(mixture(WeightType::Float32))?
+            .add(mixture(WeightType::Float16))?
             .add(quantized(MATMUL_INT4))?
             .add(quantized(MATMUL_INT8))?
             .add(float(false))?

@@ -17,3 +17,6 @@ pub const MATMUL_FLOAT16: &str = "MatMulFloat16";
 
 /// The attribute of [`MATMUL_INT4`] and [`MATMUL_INT8`] with the index of their matrix.
 pub const MATRIX: &str = "matrix";
+
+/// The attribute of an operator for sparse MLPs with the index of their [`Mixture`](super::Mixture).
+pub const MIXTURE: &str = "mixture";

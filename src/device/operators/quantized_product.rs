@@ -39,12 +39,45 @@ pub(super) struct Rounded {
 /// Words of a row's block.
 const WORDS: usize = BLOCK / 4 + 2;
 
+/// Some rows of rounded activations, for one product.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RoundedRows<'a> {
+    rows: usize,
+    words: &'a [i32],
+}
+
 impl Rounded {
     /// Makes room for `rows` of activations for `matrix`; the earlier content is lost.
     pub(super) fn resize(&mut self, rows: usize, matrix: &PackedWeights) {
         self.rows = rows;
         // Never less, as the next matrix may need more again.
         self.words.resize(self.words.len().max(rows * matrix.blocks * WORDS), 0);
+    }
+
+    /// All rows.
+    pub(super) fn all(&self) -> RoundedRows<'_> {
+        RoundedRows { rows: self.rows, words: &self.words }
+    }
+
+    /// Some rows of activations for `matrix`, rounded as [`split`](Self::split) has split them.
+    pub(super) fn some(&self, rows: Range<usize>, matrix: &PackedWeights) -> RoundedRows<'_> {
+        let of_row = matrix.blocks * WORDS;
+        RoundedRows { rows: rows.len(), words: &self.words[rows.start * of_row..rows.end * of_row] }
+    }
+
+    /// The place of all rows, in consecutive parts of `counts` rows each, of activations for `matrix`.
+    pub(super) fn split(
+        &mut self,
+        counts: impl Iterator<Item = usize>,
+        matrix: &PackedWeights,
+    ) -> Vec<&mut [i32]> {
+        let mut rest = &mut *self.words;
+        let part = |count: usize| {
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(count * matrix.blocks * WORDS);
+            rest = behind;
+            part
+        };
+        counts.map(part).collect()
     }
 }
 
@@ -72,9 +105,23 @@ impl<'a> Rounding<'a> {
         kind: CpuIsa,
         into: &'a mut Rounded,
     ) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { Self::part(input, matrix, kind, &mut into.words) }
+    }
+
+    /// Of `input`, `[rows, depth]`, into the words of as many rows.
+    ///
+    /// # Safety
+    /// As of [`new`](Self::new).
+    pub(super) unsafe fn part(
+        input: &'a [f32],
+        matrix: &PackedWeights,
+        kind: CpuIsa,
+        words: &'a mut [i32],
+    ) -> Self {
         let &PackedWeights { depth, blocks, unit, bits, .. } = matrix;
-        let (rows, middle) = (into.rows, bits.middle());
-        Self { input, rows, depth, blocks, unit, middle, kind, words: Parts::of(&mut into.words) }
+        let (rows, middle) = (input.len() / depth, bits.middle());
+        Self { input, rows, depth, blocks, unit, middle, kind, words: Parts::of(words) }
     }
 
     /// How many groups there are.
@@ -161,7 +208,7 @@ impl Task for Panels<'_> {
 /// A product under way, one panel of columns a task.
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a PackedWeights,
-    pub(super) rounded: &'a Rounded,
+    pub(super) rounded: RoundedRows<'a>,
     /// `[rows, columns]`.
     pub(super) output: Parts<'a, f32>,
 }

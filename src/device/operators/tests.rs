@@ -86,7 +86,7 @@ fn multiply(kind: CpuIsa, matrix: &PackedWeights, input: &[f32]) -> Vec<f32> {
         // SAFETY: one call at a time.
         unsafe { rounding.group(group) };
     }
-    let product = Product { matrix, rounded: &rounded, output: Parts::of(&mut output) };
+    let product = Product { matrix, rounded: rounded.all(), output: Parts::of(&mut output) };
     // SAFETY: one call, for a kind that this machine has.
     unsafe { product.panels(kind, 0..matrix.panels()) };
     output

@@ -36,7 +36,7 @@ const HARMLESS: [&str; 17] = [
 ];
 
 /// Settings that are read here or with the modules' names.
-const READ: [&str; 14] = [
+const READ: [&str; 15] = [
     "alpha_pattern",
     "ensure_weight_tying",
     "exclude_modules",
@@ -48,6 +48,7 @@ const READ: [&str; 14] = [
     "r",
     "rank_pattern",
     "target_modules",
+    "target_parameters",
     "trainable_token_indices",
     "use_dora",
     "use_rslora",
@@ -70,6 +71,8 @@ pub(super) struct AdapterConfig {
     pub targets: Targets,
     /// Ends of names of modules that are saved whole.
     pub saved: Vec<String>,
+    /// Ends of names of parameters of all experts that have low-rank matrices.
+    pub parameters: Vec<String>,
     tokens: Vec<Tokens>,
 }
 
@@ -94,6 +97,12 @@ impl AdapterConfig {
             is_tying: config.flag("ensure_weight_tying", false)?,
             targets: Targets::read(config)?,
             saved: saved.into_iter().map(Into::into).collect(),
+            parameters: config
+                .texts("target_parameters")?
+                .unwrap_or_default()
+                .into_iter()
+                .map(Into::into)
+                .collect(),
             tokens: read_tokens(config)?,
         })
     }
@@ -122,6 +131,11 @@ impl AdapterConfig {
     /// Whether `module` is saved whole, or part of a module that is.
     pub(super) fn is_saved(&self, module: &str) -> bool {
         self.saved.iter().any(|name| is_or_is_within(module, name))
+    }
+
+    /// Whether `target_parameters` names the parameter `name`.
+    pub(super) fn names_parameter(&self, name: &str) -> bool {
+        self.parameters.iter().any(|end| ends_with(name, end))
     }
 
     /// The tokens whose rows of `module` are replaced; as in PEFT, the head of a tied model has those of its embedding.
@@ -233,7 +247,6 @@ mod tests {
     fn settings_that_would_change_the_result_are_refused_by_name() {
         for (field, value) in [
             ("layer_replication", "[[0, 4]]"),
-            ("target_parameters", r#"["experts"]"#),
             ("bias", "\"some\""),
             ("peft_type", "\"IA3\""),
             ("init_lora_weights", "\"pissa_niter_4\""),

@@ -51,18 +51,22 @@ impl Adapter {
             (None, Some(_)) => return Err(self.incomplete(module, b, a)),
             (None, None) => return beside.map_or(Ok(None), |part| Err(self.incomplete(module, part, a))),
         };
-        let is_expected = is_head && self.settings.is_tying;
+        // PEFT takes the router of experts, which is no linear layer in transformers, by its parameter.
+        let parameter = format!("{}.weight", module.name);
+        let is_parameter = self.settings.names_parameter(&parameter);
+        let is_expected = is_parameter || (is_head && self.settings.is_tying);
         let refusal = self.settings.targets.refusal(&module.name, is_embedding || is_head)?;
         if let Some(reason) = refusal.filter(|_| !is_expected) {
             return Err(self.contradiction(tensor_a, reason));
         }
-        let rank = self.settings.rank(&module.name)?;
+        let named = if is_parameter { &parameter } else { &module.name };
+        let rank = self.settings.rank(named)?;
         let (lines, cols) = (place.weight.stored_lines(), place.weight.stored_cols());
         let (shape_a, shape_b) =
             if is_embedding { ([rank, lines], [cols, rank]) } else { ([rank, cols], [lines, rank]) };
         check_shape(&self.file, tensor_a, &shape_a)?;
         check_shape(&self.file, tensor_b, &shape_b)?;
-        let scale = self.weight * self.settings.scale(&module.name)?;
+        let scale = self.weight * self.settings.scale(named)?;
         Ok(Some(LowRank { a: tensor_a.clone(), b: tensor_b.clone(), rank, scale, is_embedding }))
     }
 
@@ -118,6 +122,19 @@ impl Adapter {
                 return Err(missing("modules_to_save", name));
             }
         }
+        for name in &self.settings.parameters {
+            let (around, parameter) = name.rsplit_once('.').unwrap_or(("", name));
+            let is_weight = parameter == "weight";
+            let is_it = |found: &Module| {
+                let module = found.name.strip_suffix(".base_layer").unwrap_or(&found.name);
+                ends_with(module, around) && holds(found, [Part::LoraA, Part::LoraB])
+            };
+            // All experts of a layer are no module of the base, and their tensors have been checked.
+            let is_there = !is_weight || self.modules.values().any(is_it);
+            if !is_there && self.expects(around, targets)? {
+                return Err(missing("target_parameters", name));
+            }
+        }
         for name in self.settings.targets.listed() {
             let is_it = |module: &Module| {
                 ends_with(&module.name, name) && holds(module, [Part::LoraA, Part::EmbeddingA])
@@ -149,7 +166,7 @@ impl Adapter {
         Ok(false)
     }
 
-    fn incomplete(&self, module: &Module, present: Part, absent: Part) -> AdapterError {
+    pub(super) fn incomplete(&self, module: &Module, present: Part, absent: Part) -> AdapterError {
         AdapterError::Incomplete {
             path: self.file.path().into(),
             module: module.name.clone(),

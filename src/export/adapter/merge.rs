@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeError, linalg::general_mat_mul};
 
-use super::AdapterError;
+use super::{AdapterError, experts::ExpertProduct};
 use crate::export::{
     param::{Param, Run},
     tensors::TensorFile,
@@ -27,6 +27,8 @@ pub(super) struct Delta {
 pub(super) enum Change {
     /// `W + scale · B·A`.
     LowRank { product: LowRank, magnitude: Option<Magnitude> },
+    /// The same of one expert's part of matrices for all experts of a layer.
+    Expert(ExpertProduct),
     /// `bias + scale · b`.
     Bias { tensor: String, scale: f32 },
     /// Rows of an embedding, in place of the base's.
@@ -56,7 +58,10 @@ pub(super) enum Magnitude {
 impl Delta {
     /// Whether it can be combined with other adapters' deltas, in any order.
     pub(super) fn is_sum(&self) -> bool {
-        matches!(self.change, Change::LowRank { magnitude: None, .. } | Change::Bias { .. })
+        matches!(
+            self.change,
+            Change::LowRank { magnitude: None, .. } | Change::Expert(_) | Change::Bias { .. }
+        )
     }
 
     /// A name for the change, for errors.
@@ -98,6 +103,7 @@ impl Delta {
                     self.rescale(magnitude, weights, param, rows)?;
                 }
             }
+            Change::Expert(product) => product.add(&self.file, weights, (param, rows))?,
             Change::Bias { tensor, scale } => {
                 let added = lines(&self.file, tensor, param, (rows, 1))?;
                 weights.iter_mut().zip(added).for_each(|(weight, added)| *weight += scale * added);

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use super::{
     Adapter, AdapterError,
     deltas::check_shape,
+    experts,
     merge::{Change, Delta, MergeError, add_squares},
     target_modules::{Changes, EmbeddingAndHead, TargetModule, WeightTie, target_modules},
     tensors::{Part, equal},
@@ -58,6 +59,11 @@ impl MergePlan {
         if adapters.is_empty() {
             return Ok((Self::default(), blueprint));
         }
+        let routers = experts::routers(&blueprint);
+        let adapters: Vec<Adapter> = adapters
+            .into_iter()
+            .map(|adapter| adapter.with_names(|name| routers.get(name).cloned()))
+            .collect();
         let ends = EmbeddingAndHead::new(
             &blueprint,
             |module| Changes {
@@ -71,9 +77,10 @@ impl MergePlan {
         let blueprint = if ends.tie == WeightTie::Kept { blueprint } else { blueprint.untied() };
         let blueprint = merge_plan.grow(blueprint)?;
         let targets = target_modules(&blueprint);
-        merge_plan.check_use(&targets)?;
+        merge_plan.check_use(&targets, &blueprint)?;
         merge_plan.check_origins(&blueprint)?;
         merge_plan.find_deltas(&targets, &ends)?;
+        merge_plan.find_expert_deltas(&blueprint)?;
         merge_plan.check_conflicts(&ends)?;
         for adapter in &merge_plan.adapters {
             adapter.check_complete(&targets)?;
@@ -218,9 +225,16 @@ impl MergePlan {
     }
 
     /// Checks that every tensor has a target module.
-    fn check_use(&self, targets: &BTreeMap<&str, TargetModule>) -> Result<(), AdapterError> {
+    fn check_use(
+        &self,
+        targets: &BTreeMap<&str, TargetModule>,
+        blueprint: &Blueprint,
+    ) -> Result<(), AdapterError> {
         for Adapter { file, modules, .. } in &self.adapters {
-            let has = |name: &str, part: &Part| targets.get(name).is_some_and(|place| place.has(*part));
+            let has = |name: &str, part: &Part| match targets.get(name) {
+                Some(place) => place.has(*part),
+                None => experts::has(*part) && experts::is_of_all(blueprint, name),
+            };
             let unused: Vec<String> = modules
                 .iter()
                 .flat_map(|(name, module)| {
@@ -259,6 +273,18 @@ impl MergePlan {
                 let deltas = of.deltas(&of.modules[name], place, *name == ends.head)?;
                 for (is_bias, change) in deltas {
                     let slot = if is_bias { format!("{name}.bias") } else { ends.changed(name) };
+                    let delta = Delta { adapter, file: Arc::clone(&of.file), change };
+                    self.deltas.entry(slot).or_default().push(delta);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn find_expert_deltas(&mut self, blueprint: &Blueprint) -> Result<(), AdapterError> {
+        for (adapter, of) in self.adapters.iter().enumerate() {
+            for (name, module) in &of.modules {
+                for (slot, change) in of.expert_deltas(blueprint, (name, module))? {
                     let delta = Delta { adapter, file: Arc::clone(&of.file), change };
                     self.deltas.entry(slot).or_default().push(delta);
                 }

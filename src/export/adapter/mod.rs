@@ -21,6 +21,7 @@
 mod adapter_config;
 mod deltas;
 mod error;
+mod experts;
 mod merge;
 mod merge_plan;
 mod patterns;

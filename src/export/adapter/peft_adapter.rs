@@ -79,6 +79,13 @@ impl Adapter {
         self.paths.clone()
     }
 
+    /// The same adapter, whose modules have the names of the checkpoint: `renamed` gives them for those of transformers.
+    pub(super) fn with_names(mut self, renamed: impl Fn(&str) -> Option<String>) -> Self {
+        self.modules =
+            self.modules.into_iter().map(|(name, module)| (renamed(&name).unwrap_or(name), module)).collect();
+        self
+    }
+
     /// Names of its tensors that the merge does not use: they are computed and not trained, or for vision or audio.
     pub(in crate::export) fn unused(&self) -> impl Iterator<Item = String> {
         self.file.names().filter(|tensor| tensors::is_left_out(tensor)).map(Into::into)

@@ -62,7 +62,12 @@ impl Blueprint {
                 }
             }
         };
-        self.each_param(|param| rename(&mut param.name));
+        self.each_param(|param| {
+            rename(&mut param.name);
+            if let Some(stacked) = &mut param.stacked {
+                rename(&mut stacked.name);
+            }
+        });
         if let LmHead::Tied { stored_as } = &mut self.head {
             rename(stored_as);
         }
@@ -95,7 +100,7 @@ impl Blueprint {
         let width = self.dims.intermediate;
         let part = |start| Lines::From { start, of: 2 * width };
         self.with_layers(|_, layer| {
-            if let Inner::Gated { gate, up } = &mut layer.mlp.inner {
+            if let Some(Inner::Gated { gate, up }) = layer.mlp.dense_mut().map(|mlp| &mut mlp.inner) {
                 fuse(gate, ("gate_proj", name), part(0));
                 fuse(up, ("up_proj", name), part(width));
             }
@@ -114,7 +119,8 @@ impl Blueprint {
     /// The same model, where what the halves of a layer add to the stream is multiplied by `factor`.
     pub(super) fn with_residual_factor(self, factor: f32) -> Self {
         self.with_layers(|_, layer| {
-            for linear in [&mut layer.attention.output, &mut layer.mlp.down] {
+            let outputs = layer.mlp.outputs_mut().into_iter().chain([&mut layer.attention.output]);
+            for linear in outputs {
                 [&mut linear.weight]
                     .into_iter()
                     .chain(&mut linear.bias)

@@ -189,7 +189,7 @@ impl Family {
         let scope = format!("layers.{layer}");
         let norm = |name: &str| self.norm(&format!("{scope}.{name}"), self.dims.hidden);
         let attention = self.attention(&format!("{scope}.self_attn"));
-        let mlp = self.mlp(config, &format!("{scope}.mlp"))?;
+        let mlp = self.mlp(config, &format!("{scope}.mlp"), self.dims.intermediate)?;
         Ok(Layer::new((norm("input_layernorm"), attention), (norm("post_attention_layernorm"), mlp)))
     }
 
@@ -212,8 +212,14 @@ impl Family {
         Attention { head_norms, ..Attention::new(linears, head_dim) }
     }
 
-    fn mlp(&self, config: &JsonConfig, module: &str) -> Result<Mlp, JsonConfigError> {
-        let Dims { hidden, intermediate, .. } = self.dims;
+    /// An MLP that is `intermediate` wide.
+    pub(super) fn mlp(
+        &self,
+        config: &JsonConfig,
+        module: &str,
+        intermediate: usize,
+    ) -> Result<Mlp, JsonConfigError> {
+        let hidden = self.dims.hidden;
         let linear = |name, shape| linear(module, name, shape, self.mlp_bias);
         let up = linear("up_proj", [intermediate, hidden]);
         Ok(Mlp {

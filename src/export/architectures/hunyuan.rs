@@ -14,18 +14,26 @@ use super::{
 
 /// Hunyuan: weighted norms, and a base of rotary positions that `alpha` stretches for every length.
 pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
+    Ok(read_as("hunyuan_v1_dense", config)?.0)
+}
+
+/// The same, called `name`; also gives the family.
+pub(super) fn read_as(
+    name: &'static str,
+    config: &JsonConfig,
+) -> Result<(Blueprint, Family), JsonConfigError> {
     let (config, alpha) = without_alpha(config)?;
     // The MLP has no biases.
     let family = Family { mlp_bias: false, ..with_biases(Family::read(&config)?, &config)? };
     let family = Family { head_norms: Some(HeadNormWidth::Each), ..family };
     let mut blueprint = family
-        .blueprint("hunyuan_v1_dense", &config)?
+        .blueprint(name, &config)?
         .with_layers(|_, layer| layer.attention.rotates_first = true)
         .renamed(&[("q_norm", "query_layernorm"), ("k_norm", "key_layernorm")]);
     if let Some(alpha) = alpha {
         blueprint.rotaries.iter_mut().for_each(|rotary| rotary.scaling = Scaling::NtkAlpha { alpha });
     }
-    Ok(blueprint)
+    Ok((blueprint, family))
 }
 
 /// nanochat: no norm has weights, pairs turn the other way, and logits are capped.

@@ -59,10 +59,9 @@ pub(super) fn read_apertus(config: &JsonConfig) -> Result<Blueprint, JsonConfigE
     let family = with_biases(Family::read(config)?, config)?;
     let family = Family { is_gated: false, head_norms: Some(HeadNormWidth::Each), ..family };
     let blueprint = family.blueprint("apertus", &known)?.with_layers(|number, layer| {
-        if is_xielu {
+        if let Some(mlp) = layer.mlp.dense_mut().filter(|_| is_xielu) {
             let learned = |name: &str| Param::vector(format!("layers.{number}.mlp.act_fn.{name}"), 1);
-            layer.mlp.activation =
-                Activation::Xielu { positive: learned("alpha_p"), negative: learned("alpha_n") };
+            mlp.activation = Activation::Xielu { positive: learned("alpha_p"), negative: learned("alpha_n") };
         }
     });
     Ok(blueprint.renamed(&[

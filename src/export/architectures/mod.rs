@@ -6,22 +6,27 @@
 mod adjust;
 mod bloom;
 mod cohere;
+mod deepseek;
 mod defaults;
 mod exaone4;
+mod experts;
 mod falcon;
 mod family;
 mod fields;
 mod gemma;
 mod gemma4;
 mod glm;
+mod glm_moe;
 mod gpt2;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod hunyuan;
 mod llama;
 mod mistral;
+mod mixtral;
 mod mpt;
 mod nemotron;
 mod olmo;
@@ -29,6 +34,7 @@ mod opt;
 mod phi;
 mod phi3;
 mod qwen;
+mod qwen_moe;
 mod remote_code;
 mod smollm3;
 mod stablelm;
@@ -46,7 +52,7 @@ use super::{
 type Read = fn(&JsonConfig) -> Result<Blueprint, JsonConfigError>;
 
 /// Every architecture, by its `model_type`.
-const ARCHITECTURES: [(&str, Read); 59] = [
+const ARCHITECTURES: [(&str, Read); 71] = [
     ("apertus", llama::read_apertus),
     ("arcee", llama::read_arcee),
     ("baichuan", remote_code::read_baichuan),
@@ -57,7 +63,10 @@ const ARCHITECTURES: [(&str, Read); 59] = [
     ("cohere", cohere::read),
     ("cohere2", cohere::read_2),
     ("cwm", llama::read_cwm),
+    ("deepseek_v2", deepseek::read_2),
+    ("deepseek_v3", deepseek::read_3),
     ("ernie4_5", llama::read_ernie4_5),
+    ("ernie4_5_moe", glm_moe::read_ernie4_5),
     ("exaone", remote_code::read_exaone),
     ("exaone4", exaone4::read),
     ("falcon", falcon::read),
@@ -68,14 +77,18 @@ const ARCHITECTURES: [(&str, Read); 59] = [
     ("gemma4_unified_text", gemma4::read),
     ("glm", glm::read),
     ("glm4", glm::read_4),
+    ("glm4_moe", glm_moe::read_glm4),
     ("gpt2", gpt2::read),
     ("gpt_bigcode", gpt_neo::read_bigcode),
     ("gpt_neo", gpt_neo::read),
     ("gpt_neox", gpt_neox::read),
+    ("gpt_oss", gpt_oss::read),
     ("gptj", gptj::read),
     ("granite", granite::read),
+    ("granitemoe", granite::read_moe),
     ("helium", llama::read_helium),
     ("hunyuan_v1_dense", hunyuan::read),
+    ("hunyuan_v1_moe", glm_moe::read_hunyuan),
     ("hyperclovax", granite::read_hyperclovax),
     ("internlm2", remote_code::read_internlm2),
     ("internlm3", llama::read),
@@ -85,20 +98,25 @@ const ARCHITECTURES: [(&str, Read); 59] = [
     ("ministral", mistral::read_ministral),
     ("ministral3", mistral::read_ministral3),
     ("mistral", mistral::read),
+    ("mixtral", mixtral::read),
     ("mpt", mpt::read),
     ("nanochat", hunyuan::read_nanochat),
     ("nemotron", nemotron::read),
     ("olmo", olmo::read),
     ("olmo2", olmo::read_2),
     ("olmo3", olmo::read_3),
+    ("olmoe", qwen_moe::read_olmoe),
     ("opt", opt::read),
     ("persimmon", gpt_neox::read_persimmon),
     ("phi", phi::read),
     ("phi3", phi3::read),
+    ("phimoe", mixtral::read_phimoe),
     ("qwen2", qwen::read_2),
     ("qwen2_5_vl_text", qwen::read_2_vl),
+    ("qwen2_moe", qwen_moe::read_2),
     ("qwen2_vl_text", qwen::read_2_vl),
     ("qwen3", qwen::read_3),
+    ("qwen3_moe", qwen_moe::read_3),
     ("qwen3_vl_text", qwen::read_3_vl),
     ("seed_oss", llama::read_seed_oss),
     ("smollm3", smollm3::read),

@@ -7,8 +7,8 @@
 
 use super::{
     super::{
-        blueprint::{Attention, HeadNorms, Linear, Norm},
-        data_layout::TooLarge,
+        blueprint::{Attention, HeadNorms, Latent, Linear, Norm},
+        data_layout::{Stack, TooLarge},
         graph::{Op, float_attribute, int_attribute},
     },
     emitter::{Emitter, of_layer, rotary_names},
@@ -34,6 +34,11 @@ impl Emitter {
                 .map(|template| of_layer(template, layer));
         let rotary = attention.rotary.filter(|_| !attention.rotates_first);
         let [cosines, sines] = rotary.map(rotary_names).unwrap_or_default();
+        let mut sinks = String::new();
+        if let Some(param) = &attention.sinks {
+            sinks = format!("{scope}.sinks");
+            self.floats(&sinks, Stack(vec![param.clone()]))?;
+        }
         let mut inputs = vec![
             &*query,
             &key,
@@ -47,6 +52,7 @@ impl Emitter {
             // Position ids: they follow from the lengths.
             "",
             bias.unwrap_or_default(),
+            &sinks,
         ];
         while inputs.last().is_some_and(|name| name.is_empty()) {
             inputs.pop();
@@ -77,6 +83,9 @@ impl Emitter {
         attention: &Attention,
         input: &str,
     ) -> Result<[String; 3], TooLarge> {
+        if let Some(latent) = &attention.latent {
+            return self.latent_projections(scope, (attention, latent), input);
+        }
         let Attention { query, key, value, clip, .. } = attention;
         let Some(norms) = &attention.head_norms else {
             let stacked = self.projection(&format!("{scope}.qkv"), &[query, key, value], input, *clip)?;
@@ -93,6 +102,39 @@ impl Emitter {
             Some(norm) => self.normed_heads(&format!("{scope}.value.heads"), norm, &flat)?,
             None => flat,
         };
+        Ok([query, key, value])
+    }
+
+    /// Queries, keys and values of multi-head latent attention. Keys are the sum of dimensions without positions, which each
+    /// head has, and of rotated ones, which all heads share; either has zeros where the other is.
+    fn latent_projections(
+        &mut self,
+        scope: &str,
+        (attention, latent): (&Attention, &Latent),
+        input: &str,
+    ) -> Result<[String; 3], TooLarge> {
+        let name = |part: &str| format!("{scope}.{part}");
+        let narrow = match &latent.query {
+            Some((linear, norm)) => {
+                let narrow = self.linear(&name("query.compression"), &[linear], input)?;
+                self.norm(&name("query.compression.norm"), norm, &narrow)?
+            }
+            None => input.to_owned(),
+        };
+        let query = self.linear(&name("query"), &[&attention.query], &narrow)?;
+        let (linear, norm) = &latent.compression;
+        let compressed = self.linear(&name("compression"), &[linear], input)?;
+        let compressed = self.norm(&name("compression.norm"), norm, &compressed)?;
+        let still = self.linear(&name("key.still"), &[&attention.key], &compressed)?;
+        let value = self.linear(&name("value"), &[&attention.value], &compressed)?;
+        let rotated = self.linear(&name("key.rotated"), &[&latent.rotated_key], input)?;
+        let head_dim = signed(self.dims.head_dim);
+        let [still_heads, rotated_heads, heads, key] =
+            ["key.still.heads", "key.rotated.heads", "key.heads", "key"].map(name);
+        self.reshape(&still_heads, &still, &[0, 0, -1, head_dim]);
+        self.reshape(&rotated_heads, &rotated, &[0, 0, 1, head_dim]);
+        self.graph.add(Op::plain("Add", &[&still_heads, &rotated_heads], &[&heads]));
+        self.reshape(&key, &heads, &[0, 0, -1]);
         Ok([query, key, value])
     }
 

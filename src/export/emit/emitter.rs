@@ -12,7 +12,7 @@ use crate::{
         param::Param,
     },
     manifest::{Dims, Dtype, GraphNames},
-    onnx::ElementType,
+    onnx::{Attribute, ElementType},
 };
 
 /// How numbers are stored.
@@ -37,6 +37,8 @@ pub(super) struct Emitter {
     pub(super) block_sums: BTreeSet<String>,
     /// What each linear layer reads.
     pub(super) layer_inputs: Vec<LayerInput>,
+    /// Attributes of the functions for experts, by their numbers.
+    pub(super) mixtures: Vec<Vec<Attribute>>,
     /// Whether the graph computes position ids.
     pub(super) has_position_ids: bool,
 }

@@ -10,6 +10,8 @@ mod linear;
 mod matrix;
 mod mlp;
 mod model;
+mod moe;
+mod moe_function;
 mod per_layer;
 mod positions;
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     export::{
-        blueprint::{Blueprint, Layer, LmHead, Norm, NormKind, Order},
+        blueprint::{Blueprint, FeedForward, Layer, LmHead, Norm, NormKind, Order},
         data_layout::{DataLayout, Stack, TooLarge},
         graph::{Builder, Dim, Op, float_attribute, int_attribute},
         rope::Table,
@@ -43,6 +43,7 @@ pub(in crate::export) fn emit(
         projected: Vec::new(),
         block_sums: BTreeSet::new(),
         layer_inputs: Vec::new(),
+        mixtures: Vec::new(),
         has_position_ids: false,
     };
     emitter.model(blueprint)?;
@@ -113,7 +114,11 @@ impl Emitter {
             (Order::Parallel, Some(norm)) => self.norm(&mlp_norm, norm, &residual.stream)?,
             (Order::Parallel, None) => normed,
         };
-        let update = self.mlp(&format!("{scope}.mlp"), &layer.mlp, &wide)?;
+        let mlp_scope = format!("{scope}.mlp");
+        let update = match &layer.mlp {
+            FeedForward::Dense(mlp) => self.mlp(&mlp_scope, mlp, &wide)?,
+            FeedForward::Sparse(sparse) => self.sparse_mlp(&mlp_scope, sparse, &wide)?,
+        };
         let update = self.end(&format!("{scope}.mlp_end"), layer.mlp_end.as_ref(), update)?;
         residual.update = Some(match layer.order {
             Order::Sequential => update,

@@ -53,6 +53,25 @@ const FALCON_WITH_TWO_NORMS: &[(&str, &str)] = &[
     ("ffn_down", "mlp.dense_4h_to_h"),
 ];
 
+const EXPERTS: &[(&str, &str)] = &[
+    ("ffn_gate_inp", "mlp.gate"),
+    ("ffn_gate_exps", "mlp.experts.gate_proj"),
+    ("ffn_up_exps", "mlp.experts.up_proj"),
+    ("ffn_down_exps", "mlp.experts.down_proj"),
+    ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+];
+
+/// Mixtral has the name of Llama.
+const MIXTRAL: &[(&str, &str)] = &[
+    ("ffn_gate_inp", "block_sparse_moe.gate"),
+    ("ffn_gate_exps", "block_sparse_moe.experts.w1"),
+    ("ffn_up_exps", "block_sparse_moe.experts.w3"),
+    ("ffn_down_exps", "block_sparse_moe.experts.w2"),
+];
+
 const RMS: (&str, &str) = ("attention.layer_norm_rms_epsilon", "rms_norm_eps");
 
 const LAYER_NORM: &str = "attention.layer_norm_epsilon";
@@ -71,7 +90,7 @@ const PLAIN: Architecture = Architecture {
     biases: ["attention_bias", "attention_out_bias", "mlp_bias"],
 };
 
-const ARCHITECTURES: [Architecture; 20] = [
+const ARCHITECTURES: [Architecture; 23] = [
     Architecture { name: "arcee", model_type: "arcee", is_interleaved: true, ..PLAIN },
     Architecture {
         name: "command-r",
@@ -138,6 +157,7 @@ const ARCHITECTURES: [Architecture; 20] = [
         ..PLAIN
     },
     Architecture { name: "olmo2", model_type: "olmo2", modules: FOUR_NORMS, ..PLAIN },
+    Architecture { name: "olmoe", model_type: "olmoe", modules: EXPERTS, ..PLAIN },
     Architecture {
         name: "phi2",
         model_type: "phi",
@@ -155,7 +175,15 @@ const ARCHITECTURES: [Architecture; 20] = [
         ..PLAIN
     },
     Architecture { name: "qwen2", model_type: "qwen2", ..PLAIN },
+    Architecture {
+        name: "qwen2moe",
+        model_type: "qwen2_moe",
+        modules: EXPERTS,
+        biases: ["qkv_bias", "", ""],
+        ..PLAIN
+    },
     Architecture { name: "qwen3", model_type: "qwen3", ..PLAIN },
+    Architecture { name: "qwen3moe", model_type: "qwen3_moe", modules: EXPERTS, ..PLAIN },
     Architecture {
         name: "seed_oss",
         model_type: "seed_oss",
@@ -198,7 +226,7 @@ const MODULES: [(&str, &str); 12] = [
 ];
 
 /// Hyperparameters that are read here, or that change nothing: the vocabulary's size is that of the embedding.
-const KNOWN: [&str; 23] = [
+const KNOWN: [&str; 27] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -209,6 +237,10 @@ const KNOWN: [&str; 23] = [
     "block_count",
     "context_length",
     "embedding_length",
+    "expert_count",
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+    "expert_used_count",
     "feed_forward_length",
     "final_logit_softcapping",
     "rope.dimension_count",
@@ -244,6 +276,8 @@ pub(super) struct Shapes {
     pub biases: [bool; 3],
     /// Whether each half of a layer has a norm of its own where both read the same stream.
     pub has_two_norms: bool,
+    /// Whether there are experts.
+    pub has_experts: bool,
 }
 
 /// Sizes of attention that decide the order of rows.
@@ -267,7 +301,11 @@ impl Architecture {
     /// The same architecture for a model with these tensors.
     pub(super) fn with_shapes(self, shapes: &Shapes) -> Self {
         let has_names = self.name == "falcon" && shapes.has_two_norms;
-        if has_names { Self { modules: FALCON_WITH_TWO_NORMS, ..self } } else { self }
+        if has_names {
+            return Self { modules: FALCON_WITH_TWO_NORMS, ..self };
+        }
+        let is_mixtral = self.name == "llama" && shapes.has_experts;
+        if is_mixtral { Self { model_type: "mixtral", modules: MIXTRAL, ..self } } else { self }
     }
 
     /// The name of a tensor in a checkpoint; `None` for one that no checkpoint has.
@@ -381,6 +419,20 @@ impl Architecture {
         if matches!(self.name, "stablelm" | "gptneox") {
             let default = self.name == "gptneox";
             set("use_parallel_residual", json!(metadata.flag("use_parallel_residual")?.unwrap_or(default)));
+        }
+        if shapes.has_experts {
+            let width = metadata.required_size("feed_forward_length")?;
+            let of_expert = metadata.size("expert_feed_forward_length")?.unwrap_or(width);
+            set("moe_intermediate_size", json!(of_expert));
+            for field in ["num_experts", "num_local_experts"] {
+                set(field, json!(metadata.required_size("expert_count")?));
+            }
+            set("num_experts_per_tok", json!(metadata.required_size("expert_used_count")?));
+            if let Some(shared) = metadata.size("expert_shared_feed_forward_length")? {
+                set("shared_expert_intermediate_size", json!(shared));
+            }
+            // As in llama.cpp: GGUF files of these architectures do not say.
+            set("norm_topk_prob", json!(self.name == "qwen3moe"));
         }
         if self.name == "falcon" {
             let HeadSizes { kv_heads, .. } = head_sizes(metadata)?;

@@ -174,6 +174,7 @@ fn shapes(metadata: &Metadata, tensors: &BTreeMap<String, TensorEntry>) -> Resul
         biases: [&["attn_q", "attn_qkv"][..], &["attn_output"], &["ffn_up"]]
             .map(|parts| parts.iter().any(|part| tensors.contains_key(&format!("blk.0.{part}.bias")))),
         has_two_norms: tensors.contains_key("blk.0.attn_norm_2.weight"),
+        has_experts: tensors.keys().any(|name| name.ends_with(".ffn_gate_inp.weight")),
     })
 }
 
@@ -190,13 +191,18 @@ fn part(
         let checkpoint_name = architecture.checkpoint_name(name).or_else(|| is_factor.then(|| name.clone()));
         let checkpoint_name = checkpoint_name.ok_or_else(|| metadata.unknown_tensor(name))?;
         let row_order = architecture.row_order(name, sizes);
+        let mut shape = shape.clone();
+        if name.ends_with(".ffn_gate_inp_shexp.weight") && shape.len() == 1 {
+            // A checkpoint has a matrix of one row.
+            shape.insert(0, 1);
+        }
         let tensor = StoredTensor {
             stored_type: Ok(*stored_type),
             start: *start,
             bytes: *bytes,
             row_order,
             offset: architecture.offset(name),
-            ..StoredTensor::plain(shape.clone())
+            ..StoredTensor::plain(shape)
         };
         tensors.insert(checkpoint_name, tensor);
     }

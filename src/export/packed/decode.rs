@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{
     float8,
-    matrix::{Layout, PackedMatrix},
+    matrix::{EXPERT_BLOCK_BYTES, Layout, PackedMatrix},
     settings::Method,
 };
 use crate::{
@@ -51,6 +51,7 @@ impl PackedMatrix {
             Layout::Scaled => self.read_scaled(files, lines),
             Layout::Table => self.read_table(files, lines),
             Layout::Floats4 => self.read_floats_4(files, lines),
+            Layout::ExpertFloats4 => self.read_expert_floats_4(files, lines),
         }
     }
 
@@ -68,7 +69,7 @@ impl PackedMatrix {
                 (self.columns(files, ".scales", lines)?, ".g_idx")
             }
             Layout::Rows => (self.scales_of_rows(files, lines)?, ".weight_g_idx"),
-            Layout::Scaled | Layout::Table | Layout::Floats4 => return Ok(None),
+            Layout::Scaled | Layout::Table | Layout::Floats4 | Layout::ExpertFloats4 => return Ok(None),
         };
         let groups = scales.len() / lines.len().max(1);
         let size = inputs / groups.max(1);
@@ -256,6 +257,28 @@ impl PackedMatrix {
         let codes = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
         let scales = scales.iter().flat_map(|scale| std::iter::repeat_n(scale * whole, inputs / groups));
         Ok(codes.zip(scales).map(|(code, scale)| float8::e2m1(code) * scale).collect())
+    }
+
+    /// MXFP4 of gpt-oss: lines of all experts, one after the other.
+    fn read_expert_floats_4(
+        &self,
+        files: &[TensorFile],
+        lines: Range<usize>,
+    ) -> Result<Vec<f32>, TensorsError> {
+        let blocks = self.shape[1] / (2 * EXPERT_BLOCK_BYTES);
+        let wanted = lines.start * blocks..lines.end * blocks;
+        let (file, name) = self.part(files, "_scales")?;
+        let scales = file.read_bytes(name, wanted.clone())?;
+        let (file, name) = self.part(files, "_blocks")?;
+        let bytes =
+            file.read_bytes(name, wanted.start * EXPERT_BLOCK_BYTES..wanted.end * EXPERT_BLOCK_BYTES)?;
+        let blocks = bytes.chunks_exact(EXPERT_BLOCK_BYTES).zip(scales);
+        let decoded = blocks.flat_map(|(block, scale)| {
+            let scale = float8::e8m0(scale);
+            let codes = block.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+            codes.map(move |code| float8::e2m1(code) * scale)
+        });
+        Ok(decoded.collect())
     }
 
     /// What all scales of a matrix are multiplied with; compressed-tensors stores what they are divided by.

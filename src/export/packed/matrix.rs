@@ -42,10 +42,15 @@ pub(super) enum Layout {
     Table,
     /// `[out, in / 2]` bytes with two floats in four bits each, the first one lowest.
     Floats4,
+    /// The same in blocks, of all experts of a layer: `[experts, out, blocks, 16]`, and exponents `[experts, out, blocks]`.
+    ExpertFloats4,
 }
 
+/// Bytes of a block of [`Layout::ExpertFloats4`].
+pub(super) const EXPERT_BLOCK_BYTES: usize = 16;
+
 /// For each layout the end of the name that shows it, and those of all parts.
-const LAYOUTS: [(Layout, &str, &[&str]); 8] = [
+const LAYOUTS: [(Layout, &str, &[&str]); 9] = [
     (Layout::WordsOfInputs, ".qweight", &[".qweight", ".qzeros", ".scales", ".g_idx"]),
     (
         Layout::Rows,
@@ -86,6 +91,7 @@ const LAYOUTS: [(Layout, &str, &[&str]); 8] = [
         &[".weight", ".weight_scale", ".weight_zero_point", ".input_scale", ".input_scale_ub"],
     ),
     (Layout::Scaled, ".scale_weight", &[".weight", ".scale_weight"]),
+    (Layout::ExpertFloats4, "_blocks", &["_blocks", "_scales"]),
 ];
 
 impl PackedMatrix {
@@ -109,7 +115,8 @@ impl PackedMatrix {
                 };
                 let mut matrix = Self { packing, layout, parts, shape: [0, 0] };
                 matrix.shape = matrix.find_shape(files)?;
-                found.insert(format!("{module}.weight"), matrix);
+                let end = if layout == Layout::ExpertFloats4 { "" } else { ".weight" };
+                found.insert(format!("{module}{end}"), matrix);
             }
         }
         Ok(found)
@@ -150,6 +157,17 @@ impl PackedMatrix {
             }
             Layout::Scaled => two(".weight")?,
             Layout::Table => self.table_state(files)?.shape,
+            Layout::ExpertFloats4 => {
+                let (file, name) = self.part(files, "_blocks")?;
+                let &[experts, out, blocks, EXPERT_BLOCK_BYTES] = file.shape(name) else {
+                    return Err(file.shape_error(name, "[experts, out, blocks, 16]"));
+                };
+                let (file, name) = self.part(files, "_scales")?;
+                if file.shape(name) != [experts, out, blocks] {
+                    return Err(file.shape_error(name, format!("[{experts}, {out}, {blocks}]")));
+                }
+                [experts.saturating_mul(out), blocks.saturating_mul(2 * EXPERT_BLOCK_BYTES)]
+            }
         })
     }
 

@@ -26,6 +26,8 @@ pub(super) enum Method {
     Fp8,
     /// Blocks of codes in a table, or numbers in 8 bits with a scale for each output.
     Bitsandbytes,
+    /// OpenAI's: floats in 4 bits of all experts, in blocks with an exponent each.
+    Mxfp4,
     /// NVIDIA's Model Optimizer: numbers in 8 bits, or floats in 4 bits with two scales.
     ModelOpt,
 }
@@ -44,6 +46,7 @@ impl Packing {
                 packing(Method::Awq, read_bits(&section, &[4])?)
             }
             Some("bitsandbytes") => packing(Method::Bitsandbytes, 4),
+            Some("mxfp4") => packing(Method::Mxfp4, 4),
             Some("fbgemm_fp8") => packing(Method::Fp8, 8),
             Some("fp8") => {
                 Self { block: read_block(&section, "weight_block_size")?, ..packing(Method::Fp8, 8) }
@@ -55,7 +58,7 @@ impl Packing {
                 _ => return Err(section.unsupported("quant_algo", "NVFP4, FP8")),
             },
             _ => {
-                let known = "gptq, awq, bitsandbytes, fp8, fbgemm_fp8, compressed-tensors, modelopt; take the model that these \
+                let known = "gptq, awq, bitsandbytes, fp8, fbgemm_fp8, mxfp4, compressed-tensors, modelopt; take the model that these \
                              weights were quantized from, and quantize it here with --quantize";
                 return Err(section.unsupported(FIELD, known));
             }
@@ -70,6 +73,7 @@ impl Packing {
             Method::CompressedTensors => "compressed-tensors",
             Method::Fp8 => "FP8",
             Method::Bitsandbytes => "bitsandbytes",
+            Method::Mxfp4 => "MXFP4",
             Method::ModelOpt => "ModelOpt",
         }
     }

@@ -62,6 +62,11 @@ impl Quantizer {
         Self { block_size, ..self }
     }
 
+    /// The same with other scales.
+    pub(in crate::export) fn with_scales(self, scale_type: ScaleType) -> Self {
+        Self { scale_type, ..self }
+    }
+
     /// Whether its errors are large enough that feedback is worth its time.
     pub(in crate::export) fn takes_feedback(self) -> bool {
         self.bits == Bits::Four && self.rounding == Rounding::LeastError && !self.has_offsets

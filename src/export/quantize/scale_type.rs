@@ -14,6 +14,8 @@ pub(in crate::export) enum ScaleType {
     /// float16 times 2^8. Without the factor, scales below 2^-14 would lose bits; with it, scales may be 2^-22 to 255.
     #[default]
     ScaledFloat16,
+    /// As the activations: of experts, whose function reads scales as they are.
+    Float32,
     /// As the activations.
     Float16,
     /// As the activations.
@@ -30,9 +32,19 @@ impl ScaleType {
         }
     }
 
+    /// That of a graph that computes in `dtype`, for operators that take scales as they are stored.
+    pub(in crate::export) const fn of_activations(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Float32 => Self::Float32,
+            Dtype::Float16 => Self::Float16,
+            Dtype::Bfloat16 => Self::Bfloat16,
+        }
+    }
+
     /// What the data file holds.
     pub(in crate::export) const fn stored(self) -> Dtype {
         match self {
+            Self::Float32 => Dtype::Float32,
             Self::ScaledFloat16 | Self::Float16 => Dtype::Float16,
             Self::Bfloat16 => Dtype::Bfloat16,
         }
@@ -42,7 +54,7 @@ impl ScaleType {
     pub(in crate::export) const fn factor(self) -> f32 {
         match self {
             Self::ScaledFloat16 => 256.0,
-            Self::Float16 | Self::Bfloat16 => 1.0,
+            Self::Float32 | Self::Float16 | Self::Bfloat16 => 1.0,
         }
     }
 
@@ -50,6 +62,7 @@ impl ScaleType {
     pub(super) fn round(self, scale: f32) -> f32 {
         let scaled = scale * self.factor();
         let stored = match self {
+            Self::Float32 => scaled,
             Self::ScaledFloat16 | Self::Float16 => f16::from_f32(scaled).to_f32(),
             Self::Bfloat16 => bf16::from_f32(scaled).to_f32(),
         };

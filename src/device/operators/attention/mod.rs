@@ -83,6 +83,7 @@ impl Operator for Attention {
             OperatorInput::optional(float),
             OperatorInput::optional(TensorElementType::Int64),
             OperatorInput::optional(float),
+            OperatorInput::optional(float),
         ]
     }
 
@@ -155,10 +156,15 @@ impl Kernel for Node {
         let input = |i: usize| context.input(i);
         let (query, key, value) = (input(0)?, input(1)?, input(2)?);
         let (lengths, cosines, sines, bias) = (input(5)?, input(7)?, input(8)?, input(10)?);
+        let sinks = if context.num_inputs()? > 11 { input(11)? } else { None };
         let query = floats(query.as_ref())?.ok_or_else(|| missing("query"))?;
         let (key, value) = (floats(key.as_ref())?, floats(value.as_ref())?);
         let (cosines, sines) = (floats(cosines.as_ref())?, floats(sines.as_ref())?);
         let bias = floats(bias.as_ref())?;
+        let sinks = floats(sinks.as_ref())?;
+        if sinks.as_ref().is_some_and(|sinks| sinks.numbers.len() != self.heads) {
+            return Err(ort::Error::new("there is no sink for each head"));
+        }
         let lengths = lengths.ok_or_else(|| missing("length"))?;
         let lengths = lengths.try_extract_tensor::<i32>()?.1;
         let [1, new, width] = query.shape[..] else { return Err(shapes("query", &query.shape)) };
@@ -198,6 +204,7 @@ impl Kernel for Node {
             new_values,
             rotary,
             bias,
+            sinks: sinks.map(|sinks| sinks.numbers),
             // SAFETY: the whole output of this run, which nothing else refers to while it is computed: past is the same
             // memory, and only its address was looked at.
             keys: Parts::of(unsafe { slice::from_raw_parts_mut(keys.first, keys.bytes) }),

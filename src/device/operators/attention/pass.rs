@@ -142,6 +142,8 @@ pub(super) struct Pass<'a> {
     pub(super) new_values: Heads<'a>,
     pub(super) rotary: Option<Rotary<'a>>,
     pub(super) bias: Option<Bias<'a>>,
+    /// Of each query head, the score of a position without a value that every token sees too.
+    pub(super) sinks: Option<&'a [f32]>,
     /// `[kv_heads, capacity]` rows.
     pub(super) keys: Parts<'a, u8>,
     /// As `keys`.
@@ -519,11 +521,21 @@ impl Pass<'_> {
         for (i, row) in rows.clone().enumerate() {
             // SAFETY: as the caller promises.
             let output = unsafe { self.output_of(head, row) };
-            let factor = 1.0 / all.totals[i];
+            let factor = self
+                .share_of(head * self.form.group() + row % self.form.group(), [all.tops[i], all.totals[i]]);
             for (output, sum) in output.iter_mut().zip(&all.sums[i * padded..][..head_dim]) {
                 *output = sum * factor;
             }
         }
+    }
+
+    /// What the sum of a row of query head `head` is multiplied by, whose exponentials, less its greatest score `top`, add up to
+    /// `total`.
+    fn share_of(&self, head: usize, [top, total]: [f32; 2]) -> f32 {
+        let Some(sink) = self.sinks.and_then(|sinks| sinks.get(head)) else { return 1.0 / total };
+        let most = top.max(*sink);
+        let scaled = (top - most).exp();
+        scaled / (total * scaled + (sink - most).exp())
     }
 
     /// Where a row's result goes.
