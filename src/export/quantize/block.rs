@@ -205,7 +205,8 @@ impl Block {
         let scale = scale_type.round((1.0 + refit) / inverse);
         // In steps: how much the stored scale differs from the best one.
         let rounding = scale * inverse - (1.0 + refit);
-        let error = squares - refit * rest_by_steps + rounding * rounding * steps_by_steps;
+        // Rounding may leave less than nothing where the codes fit exactly.
+        let error = (squares - refit * rest_by_steps + rounding * rounding * steps_by_steps).max(0.0);
         Fit { error: error / (inverse * magnitude).powi(2), grid: Grid { scale, zero_point } }
     }
 
