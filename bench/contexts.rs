@@ -13,10 +13,10 @@ use std::{
 
 use eka::{
     device::{Runtime, SessionOptions, affinity},
-    device_spec::CacheChoice,
+    device_spec::{CacheChoice, PackedFileChoice},
     engine::{Forward, Timeline, TimelineOptions},
     export::{self, Options, Source},
-    job::CacheSalt,
+    job::CacheScope,
     model::Model,
     units::Bytes,
 };
@@ -43,7 +43,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Model::open(
         &Runtime::load(None)?,
         &dir,
-        SessionOptions { threads, own_operators, captures: false, cache },
+        SessionOptions {
+            threads,
+            own_operators,
+            captures: false,
+            cache,
+            packed_file: PackedFileChoice::Auto,
+        },
     )?;
     let loaded = started.elapsed();
     let options = TimelineOptions { prefixes: Bytes(1 << 30), ..TimelineOptions::default() };
@@ -82,7 +88,7 @@ fn turn(timeline: &mut Timeline, context: usize) -> Result<Vec<Duration>, Box<dy
     // One that no other context begins with.
     let token = |i: usize| u32::try_from((i * 7919 + context + 13) % vocabulary).unwrap_or(0);
     let prompt: Vec<u32> = (0..=context).map(token).collect();
-    let known = timeline.begin(&prompt, prompt.len(), CacheSalt::default());
+    let known = timeline.begin(&prompt, prompt.len(), CacheScope::default());
     for chunk in prompt[known..].chunks(timeline.chunk()) {
         timeline.forward(chunk)?;
     }

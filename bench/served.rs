@@ -19,7 +19,7 @@ use eka::{
         Runtime, SessionOptions, affinity,
         scheduling::{SchedulingHint, set_scheduling_hint},
     },
-    device_spec::CacheChoice,
+    device_spec::{CacheChoice, PackedFileChoice},
     engine::{self, Speculation, Step, Timeline, TimelineOptions},
     job::{Job, JobId},
     manifest::Manifest,
@@ -155,6 +155,7 @@ fn load(dir: &Path) -> BenchResult<Timeline> {
             own_operators: true,
             captures: false,
             cache: CacheChoice::Auto,
+            packed_file: PackedFileChoice::Auto,
         },
     )?;
     let mut timeline = Timeline::new(model, TimelineOptions::default())?;

@@ -93,6 +93,64 @@ impl FromStr for Verify {
     }
 }
 
+/// When quantized weights are kept in the layout of eka's operators, in a file beside the graph. Written as `auto`, `always`
+/// or `never`.
+///
+/// ```
+/// # use eka::device_spec::PackedFileChoice;
+/// assert_eq!("never".parse(), Ok(PackedFileChoice::Never));
+/// assert!("yes".parse::<PackedFileChoice>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PackedFileChoice {
+    /// From 64 MiB of weights on: fewer are packed in a few hundredths of a second.
+    #[default]
+    Auto,
+    /// For all weights.
+    Always,
+    /// They are packed at each start.
+    Never,
+}
+
+impl PackedFileChoice {
+    /// Whether it applies to this many bytes of weights.
+    #[must_use]
+    pub const fn applies_to(self, bytes: usize) -> bool {
+        match self {
+            Self::Auto => bytes >= 64 << 20,
+            Self::Always => bytes > 0,
+            Self::Never => false,
+        }
+    }
+}
+
+impl fmt::Display for PackedFileChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        })
+    }
+}
+
+/// Why a text is not a [`PackedFileChoice`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid value {word:?}; expected auto, always or never")]
+pub struct PackedFileChoiceError {
+    /// The text.
+    pub word: String,
+}
+
+impl FromStr for PackedFileChoice {
+    type Err = PackedFileChoiceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = [Self::Auto, Self::Always, Self::Never].into_iter().find(|one| one.to_string() == text);
+        found.ok_or_else(|| PackedFileChoiceError { word: text.into() })
+    }
+}
+
 /// Number format of the key-value cache on a CPU with eka's own attention operator. Written as `auto`, `float32`, `float16` or
 /// `int8`.
 ///

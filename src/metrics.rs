@@ -83,6 +83,13 @@ pub struct PromptFile {
     pub device: OnDevice,
 }
 
+/// Label of requests with an adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AdapterLabel {
+    /// `MODEL:NAME`; `other` once there are too many names.
+    pub adapter: String,
+}
+
 /// Label of graph nodes: their execution provider.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Provider {
@@ -206,6 +213,8 @@ pub struct Metrics {
     pub worker_exits: Family<ExitReason, Counter>,
     /// Seconds that the last load of the model took.
     pub model_load_seconds: PerDevice<Gauge<f64, AtomicU64>>,
+    /// Requests with an adapter, by adapter.
+    pub adapter_requests: Family<AdapterLabel, Counter>,
     /// Prompts that were saved and restored.
     pub saved_prompts: Family<PromptFile, Counter>,
     /// Schemas and conversations processed by sandbox processes, by outcome.
@@ -285,6 +294,7 @@ impl Metrics {
             jobs_resumed: PerDevice::new(&devices),
             worker_exits: Family::default(),
             model_load_seconds: PerDevice::new(&devices),
+            adapter_requests: Family::default(),
             saved_prompts: Family::default(),
             sandbox_tasks: Family::default(),
             sandbox_starts: Counter::default(),
@@ -344,6 +354,8 @@ impl Metrics {
         r.register("worker_exits", "Worker processes ended, by reason", self.worker_exits.clone());
         let help = "Time that the last load of the model took";
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());
+        let help = "Requests with an adapter, by adapter";
+        r.register("adapter_requests", help, self.adapter_requests.clone());
         let help = "Prompts saved and restored, by action and outcome";
         r.register("saved_prompts", help, self.saved_prompts.clone());
         let help = "Schemas and conversations processed by sandbox processes, by kind and outcome";

@@ -17,14 +17,14 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    device_spec::{CacheChoice, DeviceChoice},
+    device_spec::{CacheChoice, DeviceChoice, PackedFileChoice},
     job::{Failure, Finish, Job, JobId, Memory, ModelId, ModelReport, PromptToRestore, RuntimeReport, Step},
     trim_policy::TrimPolicy,
     units::Bytes,
 };
 
 /// Version of the frames. Both ends must have the same.
-pub const PROTOCOL: u32 = 17;
+pub const PROTOCOL: u32 = 18;
 
 /// Longest payload: room for a prompt of about three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);
@@ -85,6 +85,8 @@ pub struct WorkerSpec {
     pub own_operators: bool,
     /// Number format of the key-value cache with those operators.
     pub kv_cache: CacheChoice,
+    /// When packed weights are kept in a file.
+    pub packed_file: PackedFileChoice,
     /// Maximum number of prompt tokens in one pass.
     pub prefill_chunk: usize,
     /// Maximum number of positions of a sequence; `None` means the model's context length.
@@ -99,6 +101,8 @@ pub struct WorkerSpec {
     pub kv_keep: Bytes,
     /// Maximum memory for the prefix cache.
     pub prefix_cache: Bytes,
+    /// Maximum memory for adapters.
+    pub adapters: Bytes,
     /// Maximum number of tokens to draft per pass; 0 turns speculative decoding off.
     pub draft_tokens: usize,
     /// Whether the same request must give the same bits, even where that costs drafts and the prefix cache.

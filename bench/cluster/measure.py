@@ -256,8 +256,10 @@ def round_trips(cluster, count):
             while not (line := lines.readline()).startswith(b"MSG"):
                 if line.startswith(b"PING"):
                     connection.sendall(b"PONG\r\n")
-            lines.read(int(line.split()[-1]) + 2)
-            yield time.perf_counter() - began
+            answer, took = lines.read(int(line.split()[-1]) + 2), time.perf_counter() - began
+            if b"Unknown" not in answer:
+                sys.exit(f"node-1 answered {answer!r}, not that it has no such run")
+            yield took
 
 
 def full_queue(options, table):
@@ -268,11 +270,9 @@ def full_queue(options, table):
             # The estimate needs the length of an answer.
             stream(cluster.gateways[0], PROMPT, options.tokens)
         for _ in range(max(2, options.rounds // 2)):
-            streams = []
-            for _ in range(8):
-                streams.append(Streaming(cluster.gateways[0], options.tokens))
-                time.sleep(0.1)
-            refused, began = refusal(cluster.gateways[0], options.tokens), time.monotonic()
+            streams = [Streaming(cluster.gateways[0], 2 * options.tokens) for _ in range(8)]
+            time.sleep(0.3)
+            refused, began = refusal(cluster.gateways[0], 2 * options.tokens), time.monotonic()
             for streaming in streams:
                 streaming.finish()
             if refused:

@@ -24,7 +24,7 @@ use std::{
 use clap::Parser;
 use eka::{
     device::{Device, OpenError, OpenOptions, SessionOptions, affinity},
-    device_spec::{CacheChoice, DeviceChoice},
+    device_spec::{CacheChoice, DeviceChoice, PackedFileChoice},
     engine::{Timeline, TimelineOptions},
     manifest::Dtype,
     model::Model,
@@ -166,6 +166,7 @@ fn session(captures: bool) -> SessionOptions {
         own_operators: true,
         captures,
         cache: CacheChoice::Auto,
+        packed_file: PackedFileChoice::Auto,
     }
 }
 

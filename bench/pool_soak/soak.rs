@@ -9,7 +9,7 @@ use std::{
 
 use eka::{
     device::{Pool, SessionOptions, affinity, process_memory},
-    device_spec::CacheChoice,
+    device_spec::{CacheChoice, PackedFileChoice},
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::{Job, JobId},
@@ -158,6 +158,7 @@ fn open(pool: &Pool, dir: &Path, options: SoakOptions) -> BenchResult<Timeline> 
         own_operators: true,
         captures,
         cache: CacheChoice::Auto,
+        packed_file: PackedFileChoice::Auto,
     };
     let model = Model::open_in(pool, dir, session)?;
     let mut timeline = Timeline::new(model, TimelineOptions { keep, ..TimelineOptions::default() })?;

@@ -12,7 +12,7 @@ use std::{env, fs, ops::ControlFlow, path::PathBuf};
 
 use eka::{
     device::{Runtime, SessionOptions, affinity},
-    device_spec::CacheChoice,
+    device_spec::{CacheChoice, PackedFileChoice},
     engine::{self, EngineError, Forward, GenerationSummary, Speculation, Timeline, TimelineOptions},
     export::{self, Options, Source},
     job::{Job, JobId},
@@ -107,6 +107,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         own_operators: true,
         captures: false,
         cache: CacheChoice::Auto,
+        packed_file: PackedFileChoice::Auto,
     };
     let runtime = Runtime::load(None)?;
     let model = Model::open(&runtime, &dir, session)?;

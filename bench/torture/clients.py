@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import string
 import subprocess
 import time
@@ -133,7 +132,7 @@ def stalled_bodies(torture):
     clients = []
     try:
         for _ in range(400):
-            client = socket.create_connection(("127.0.0.1", torture.server.port), 20)
+            client = torture.server.raw(20)
             client.settimeout(0.2)
             client.sendall(head)
             clients.append(client)
@@ -207,7 +206,7 @@ def open_connections(server, count, request=None):
     clients = []
     for _ in range(count):
         try:
-            client = socket.create_connection(("127.0.0.1", server.port), 5)
+            client = server.raw(5)
         except OSError:
             continue
         clients.append(client)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from soak.server import children, command_line
 
+from .doorways import UnixConnection, over_http1, over_http2
+
 # Address space and descriptors of the server and all its children, as `ulimit -v` and `ulimit -n` set them.
 ADDRESS_SPACE_BYTES = 8 << 30
 DESCRIPTORS = 1024
@@ -26,9 +28,15 @@ class Failure(Exception):
 class Server:
     """`eka serve` with the demonstration model, or with what `arguments` name. Leaving the `with` block kills it and its workers."""
 
+    # How requests come in: "http1", "http2" or "unix".
+    over = "http1"
+
     def __init__(self, eka, root, work, arguments=(), stderr=None, environment=None, cwd=None):
         self.root, self.port, self.log = root, free_port(), None
         command = [eka, "serve", "--port", self.port, *arguments]
+        self.socket = work / f"server-{self.port}.sock"
+        if self.over == "unix":
+            command += ["--listen", f"unix:{self.socket}"]
         if not any(str(argument).startswith("--set=model.cache_dir") for argument in arguments) and "HOME" not in (environment or {}):
             command += [f"--set=model.cache_dir={work / 'cache'}"]
         if "--model" not in arguments and "--models" not in arguments:
@@ -80,9 +88,20 @@ class Server:
         return self.log.read_text(errors="replace")[-600:] if self.log else ""
 
     def connect(self, timeout=120):
+        """A connection for requests in HTTP/1."""
+        if self.over == "unix":
+            return UnixConnection(self.socket, timeout)
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def raw(self, timeout=120):
+        """A connection for bytes in HTTP/1."""
+        if self.over != "unix":
+            return self.tcp(timeout)
+        connection = UnixConnection(self.socket, timeout)
+        connection.connect()
+        return connection.sock
+
+    def tcp(self, timeout=120):
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def get(self, path, headers=None):
@@ -94,17 +113,9 @@ class Server:
         return self.request("POST", path, body, {"Content-Type": "application/json"} | (headers or {}), timeout)
 
     def request(self, method, path, body, headers, timeout):
-        connection = self.connect(timeout)
-        try:
-            try:
-                connection.request(method, path, body, headers or {})
-            except (BrokenPipeError, ConnectionResetError):
-                # Refused before the whole body was sent; the answer is there to be read.
-                pass
-            response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
-        finally:
-            connection.close()
+        if self.over == "http2":
+            return Answer(*over_http2(self.port, method, path, body, headers or {}, timeout))
+        return Answer(*over_http1(self.connect(timeout), method, path, body, headers or {}))
 
     def metric(self, name):
         """The sum of a metric over its labels."""

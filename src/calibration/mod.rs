@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::{
     device::{Binding, DeviceError, Graph, Runtime, Session, SessionOptions, Slot},
-    device_spec::CacheChoice,
+    device_spec::{CacheChoice, PackedFileChoice},
     export::{Calibration, ObservedInput, ObservedModel, gram_parts},
     manifest::{CalibrationRecord, Lengths},
     units::Bytes,
@@ -84,6 +84,7 @@ pub fn calibrate(
             own_operators: false,
             captures: false,
             cache: CacheChoice::Float32,
+            packed_file: PackedFileChoice::Never,
         };
         let mut session = Session::open(runtime, &graph, options)?;
         let mut grams: Vec<Vec<Array2<f32>>> = group

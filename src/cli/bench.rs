@@ -16,6 +16,7 @@ use anyhow::{Context, anyhow, ensure};
 use serde::Serialize;
 
 use super::{
+    bench_adapters::AdapterRounds,
     engine_args::EngineArgs,
     exit::{Exit, WithExit},
     load,
@@ -57,6 +58,10 @@ pub(super) struct Args {
     /// Also run the same decode steps as a bare loop, and print the ratio
     #[arg(long)]
     bare: bool,
+
+    /// Also load the first N adapters of the model, and measure with and without them in turns
+    #[arg(long, value_name = "N")]
+    adapters: Option<usize>,
 
     #[command(flatten)]
     pub(super) output: OutputFlags,
@@ -100,6 +105,36 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
     results: Vec<Lengths>,
+    /// Only with `--adapters`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapters: Option<Adapters>,
+}
+
+/// Measurements with adapters beside the model.
+#[derive(Debug, Serialize)]
+struct Adapters {
+    loaded: usize,
+    /// Their size in memory.
+    bytes: u64,
+    load_seconds: Spread,
+    /// From one adapter to another that is loaded.
+    switch_seconds: Spread,
+    /// Speed with an adapter, as a share of that without.
+    prefill_over_base: Spread,
+    decode_over_base: Spread,
+}
+
+impl From<AdapterRounds> for Adapters {
+    fn from(rounds: AdapterRounds) -> Self {
+        Self {
+            loaded: rounds.count(),
+            bytes: rounds.bytes().0,
+            load_seconds: Spread::of(rounds.load),
+            switch_seconds: Spread::of(rounds.switch),
+            prefill_over_base: Spread::of(rounds.prefill),
+            decode_over_base: Spread::of(rounds.decode),
+        }
+    }
 }
 
 /// Memory of a pool, in bytes.
@@ -193,6 +228,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             rounds.push(round(&mut timeline, *case, args)?);
         }
     }
+    let adapters =
+        args.adapters.map(|count| with_adapters(&mut timeline, (model, count), args)).transpose()?;
     let memory = device.pool().zip(before).map(|(pool, (before, _))| {
         let DevicePeak { used: peak_used, reserved: peak_reserved } = worker::device_peak(pool);
         let (after, trim) = idle(pool, &mut timeline);
@@ -222,6 +259,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         memory_bytes_per_second: bandwidth,
         memory,
         results: results.collect(),
+        adapters,
     };
     if args.output.json {
         output::document(&report)?;
@@ -301,6 +339,24 @@ fn round(timeline: &mut Timeline, case: Case, args: &Args) -> anyhow::Result<Rou
         })?;
     let bare = args.bare.then(|| bare(timeline, &job.prompt, args.generate - 1)).transpose()?;
     Ok(Round { prefill: outcome.timings.prefill, decode: outcome.timings.decode, bare })
+}
+
+/// Measures every case without and with adapters, in turns.
+fn with_adapters(
+    timeline: &mut Timeline,
+    (model, count): (&Path, usize),
+    args: &Args,
+) -> anyhow::Result<Adapters> {
+    let mut rounds = AdapterRounds::load(timeline, model, count)?;
+    for _ in 0..args.rounds {
+        for &prompt in &args.prompt {
+            rounds.round(timeline, |timeline| {
+                let Round { prefill, decode, .. } = round(timeline, Case { prompt, sequences: 1 }, args)?;
+                Ok([prefill, decode])
+            })?;
+        }
+    }
+    Ok(rounds.into())
 }
 
 /// A round with several sequences, whose prompts begin with different tokens.
@@ -434,7 +490,22 @@ fn print(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         }
         writeln!(out)?;
     }
-    Ok(())
+    report.adapters.iter().try_for_each(|adapters| print_adapters(out, adapters))
+}
+
+fn print_adapters(out: &mut dyn Write, adapters: &Adapters) -> io::Result<()> {
+    let milliseconds = |Spread { median, min, max }| {
+        text(Spread { median: median * 1e3, min: min * 1e3, max: max * 1e3 }, 2)
+    };
+    let (load, switch) = (milliseconds(adapters.load_seconds), milliseconds(adapters.switch_seconds));
+    writeln!(
+        out,
+        "{} adapters in {}: loaded in {load} ms each, switched in {switch} ms",
+        adapters.loaded,
+        Bytes(adapters.bytes)
+    )?;
+    let (prefill, decode) = (text(adapters.prefill_over_base, 3), text(adapters.decode_over_base, 3));
+    writeln!(out, "speed with an adapter over that without: prefill {prefill}, decode {decode}")
 }
 
 fn text(spread: Spread, digits: usize) -> String {

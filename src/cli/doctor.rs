@@ -233,8 +233,9 @@ fn library(device: &Device) -> Result<String, String> {
 /// Loads the model and lists where its nodes run, by provider and operator.
 fn placement(device: &Device, config: &Config) -> Result<String, String> {
     let threads = config.engine.threads.map_or_else(affinity::physical_cores, Into::into);
-    let config::Engine { own_operators, kv_cache: cache, .. } = config.engine;
-    let options = SessionOptions { threads, own_operators, captures: config.device.cuda_graphs, cache };
+    let config::Engine { own_operators, kv_cache: cache, packed_file, .. } = config.engine;
+    let options =
+        SessionOptions { threads, own_operators, captures: config.device.cuda_graphs, cache, packed_file };
     let model = Model::open_on(device, &config.model.path, options);
     let placement = model.map_err(|e| e.to_string())?.session().placement().map_err(|e| e.to_string())?;
     Ok(described(&placement))

@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::output;
 use crate::{
     device::{Device, OpenOptions, SessionOptions, affinity},
-    device_spec::{CacheChoice, DeviceChoice},
+    device_spec::{CacheChoice, DeviceChoice, PackedFileChoice},
     engine::{Timeline, TimelineOptions},
     model::Model,
 };
@@ -46,6 +46,10 @@ pub(super) struct EngineArgs {
     /// Data type of the key-value cache with eka's own operators: auto, float32, float16 or int8
     #[arg(long, value_name = "FORMAT", default_value_t = CacheChoice::Auto)]
     kv_cache: CacheChoice,
+
+    /// Keep packed weights in a file beside the graph: auto, always or never
+    #[arg(long, value_name = "WHEN", default_value_t = PackedFileChoice::Auto)]
+    packed_file: PackedFileChoice,
 
     /// Maximum number of prompt tokens in one forward pass
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=16384))]
@@ -88,6 +92,7 @@ impl EngineArgs {
             own_operators: self.own_operators,
             captures: self.cuda_graphs,
             cache: self.kv_cache,
+            packed_file: self.packed_file,
         };
         let model = Model::open_on(device, dir, session)?;
         let options =

@@ -102,6 +102,7 @@ impl Exit {
 
     fn of_export(error: &ExportError) -> Self {
         match error {
+            ExportError::Cancelled => Self::Interrupted,
             ExportError::Context { .. }
             | ExportError::NoSuchModule(_)
             | ExportError::WriteWeights(WriteWeightsError::TooGreat { .. }) => Self::Usage,
@@ -117,7 +118,7 @@ impl Exit {
     const fn of_failure(failure: &Failure) -> Option<Self> {
         match failure {
             Failure::Context { .. } => Some(Self::Usage),
-            Failure::Model { .. } | Failure::NanLogits { .. } => Some(Self::Model),
+            Failure::Model { .. } | Failure::Adapter { .. } | Failure::NanLogits { .. } => Some(Self::Model),
             Failure::NoWorker { .. } => Some(Self::Machine),
             _ => None,
         }

@@ -183,7 +183,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if let (Some(input), Some(float), Some(device)) = (&input, &float, &device) {
         options.calibration = Some(Arc::new(args.calibrate(input, (float, device), &options)?));
     }
-    let report = export::export(&options, &Bars::new())?;
+    let report = export::export(&options, &Bars::until_signal()?)?;
     let summary = Summary::new(&report, started.elapsed());
     let compare = || match (&reporter, &float) {
         (Some(reporter), Some(float)) => reporter.compare(&options.output, float.path()).map(Some),

@@ -15,11 +15,34 @@ use crate::{
     worker::faults::FaultPlan,
 };
 
+/// Chat with a model: a model directory, a checkpoint or a GGUF file
+///
+/// The same as `eka generate --model MODEL`.
+#[derive(Debug, clap::Args)]
+pub(super) struct RunArgs {
+    /// The model: a directory that `eka export` wrote, a checkpoint in Hugging Face's layout, or a GGUF file
+    #[arg(value_name = "MODEL")]
+    served: String,
+
+    #[command(flatten)]
+    pub(super) generate: Args,
+}
+
+impl RunArgs {
+    /// The arguments of `eka generate` with this model.
+    pub(super) fn with_model(self) -> Args {
+        let mut args = self.generate;
+        args.config.flags.set("model", self.served);
+        args
+    }
+}
+
 /// Generate one answer and stream it to the terminal, or start a chat
 ///
 /// Without a prompt on a terminal it starts an interactive chat, where /help lists the commands. Without a terminal it reads
 /// the prompt from standard input.
 #[derive(Debug, clap::Args)]
+#[command(mut_args(hide_unused))]
 pub(super) struct Args {
     /// The prompt; `-` reads it from standard input
     #[arg(value_name = "PROMPT")]
@@ -49,6 +72,13 @@ pub(super) struct Args {
     /// Faults for the worker to inject, for tests; see `eka::worker::faults`
     #[arg(long, value_name = "SPEC", hide = true)]
     pub(super) faults: Option<FaultPlan>,
+}
+
+/// Hides flags of settings that only a server uses.
+fn hide_unused(flag: clap::Arg) -> clap::Arg {
+    const OF_SERVERS: [&str; 7] = ["bind", "port", "listen", "queue", "pooling", "join", "models"];
+    let is_of_servers = OF_SERVERS.contains(&flag.get_id().as_str());
+    if is_of_servers { flag.hide(true) } else { flag }
 }
 
 impl Args {

@@ -82,8 +82,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// URL of a server with these settings on this machine.
-fn address(config: &Config) -> anyhow::Result<String> {
-    ensure!(config.tls.files().is_none(), "`eka health` does not support TLS; use curl or another client");
+pub(super) fn address(config: &Config) -> anyhow::Result<String> {
+    ensure!(config.tls.files().is_none(), "this command does not support TLS; use curl or another client");
     ensure!(config.server.port != 0, "server.port is 0, so the port is unknown; pass --url");
     let address = SocketAddr::new(config.server.bind, config.server.port);
     Ok(format!("http://{}", local_address(address)))

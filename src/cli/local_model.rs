@@ -86,6 +86,7 @@ impl LocalModel {
         let metrics = Arc::new(Metrics::new());
         let (workers, supervision) = WorkerPool::new(vec![worker], &metrics);
         tokio::spawn(supervision);
+        worker_configs::warn_of_context(config, &text);
         let max = text.card().context_length;
         Ok(Self {
             context: config.engine.context_length.map_or(max, |n| max.min(n.0)),

@@ -5,6 +5,7 @@
 
 mod backend;
 mod bench;
+mod bench_adapters;
 mod calibration_text;
 mod chat;
 mod cluster_options;
@@ -12,6 +13,7 @@ mod doctor;
 mod engine_args;
 mod exit;
 mod export;
+mod export_adapter;
 mod export_report;
 mod fd_limit;
 mod float_export;
@@ -19,12 +21,14 @@ mod generate;
 mod generate_args;
 mod health;
 mod inspect;
+mod line_breaks;
 mod listener;
 mod load;
 mod local_model;
 mod logging;
 mod logits;
 mod man;
+mod models;
 mod output;
 mod private_dir;
 mod progress;
@@ -39,6 +43,7 @@ mod served_models;
 mod settings;
 mod shutdown;
 mod smoke;
+mod source_adapters;
 mod spawn_server;
 mod stdout_stream;
 #[cfg(unix)]
@@ -49,7 +54,7 @@ mod worker_configs;
 
 use std::{env, process::ExitCode, time::Duration};
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use exit::Exit;
 use output::OutputFlags;
@@ -75,8 +80,15 @@ enum Command {
     /// Answer requests of the gateways of a cluster; needs --join
     Node(serve::Args),
     Generate(generate_args::Args),
+    Run(generate_args::RunArgs),
     Export(export::Args),
+    ExportAdapter(export_adapter::Args),
+    #[command(visible_alias = "show")]
     Inspect(inspect::Args),
+    List(models::ListArgs),
+    Rm(models::RmArgs),
+    Ps(models::PsArgs),
+    Stop(models::StopArgs),
     Verify(verify::Args),
     Doctor(doctor::Args),
     Bench(Box<bench::Args>),
@@ -98,7 +110,8 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     device::refuse_telemetry();
-    let command = match Cli::try_parse() {
+    let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let command = match parsed {
         Ok(cli) => cli.command,
         Err(refused) => return refuse(&refused),
     };
@@ -114,6 +127,20 @@ pub fn run() -> ExitCode {
     };
     log_queue::flush(LAST_LINES);
     code
+}
+
+/// The command line as it is parsed. Each command's usage is fixed: in an error, clap would add the flags that an environment
+/// variable sets.
+fn command_line() -> clap::Command {
+    let mut program = Cli::command();
+    program.build();
+    let names: Vec<String> = program.get_subcommands().map(|command| command.get_name().into()).collect();
+    names.into_iter().fold(program, |program, name| {
+        program.mut_subcommand(name, |command| {
+            let usage = command.clone().render_usage().to_string();
+            command.override_usage(usage.trim_start_matches("Usage: ").to_owned())
+        })
+    })
 }
 
 /// Prints clap's error, or the help that was requested.
@@ -138,8 +165,14 @@ impl Command {
         match self {
             Self::Serve(args) | Self::Gateway(args) | Self::Node(args) => args.output(),
             Self::Generate(args) => args.output,
+            Self::Run(args) => args.generate.output,
             Self::Export(args) => args.output,
+            Self::ExportAdapter(args) => args.output,
             Self::Inspect(args) => args.output,
+            Self::List(args) => args.output,
+            Self::Rm(args) => args.output,
+            Self::Ps(args) => args.output(),
+            Self::Stop(args) => args.output(),
             Self::Verify(args) => args.output,
             Self::Doctor(args) => args.output,
             Self::Bench(args) => args.output,
@@ -159,8 +192,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Gateway(args) => serve::run(&args, backend::Command::Gateway),
         Command::Node(args) => serve::run(&args, backend::Command::Node),
         Command::Generate(args) => generate::run(&args),
+        Command::Run(args) => generate::run(&args.with_model()),
         Command::Export(args) => export::run(&args).map(done),
+        Command::ExportAdapter(args) => export_adapter::run(&args).map(done),
         Command::Inspect(args) => inspect::run(&args).map(done),
+        Command::List(args) => models::list(&args).map(done),
+        Command::Rm(args) => models::rm(&args).map(done),
+        Command::Ps(args) => models::ps(&args).map(done),
+        Command::Stop(args) => models::stop(&args).map(done),
         Command::Verify(args) => {
             let same = verify::run(&args)?;
             Ok(if same { Exit::Done } else { Exit::Failed }.into())
@@ -172,7 +211,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Settings => settings::run().map(done),
         Command::Completions(args) => man::completions(&args, &Cli::command()).map(done),
         Command::Man(args) => man::man(&args, &Cli::command()).map(done),
-        Command::Worker(args) => worker::run(args).map(done),
+        Command::Worker(args) => worker::run(args),
         Command::Sandbox => sandbox::run().map(done),
     }
 }

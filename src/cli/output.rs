@@ -133,6 +133,19 @@ pub(super) fn stdout_is_a_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
+/// The width of the terminal that stdout is.
+#[cfg(unix)]
+pub(super) fn columns() -> Option<usize> {
+    let columns = rustix::termios::tcgetwinsize(io::stdout()).ok()?.ws_col;
+    (columns > 0).then(|| columns.into())
+}
+
+/// The width of the terminal that stdout is; not known here.
+#[cfg(not(unix))]
+pub(super) fn columns() -> Option<usize> {
+    None
+}
+
 /// Whether stderr shows colours; `NO_COLOR` and similar variables are respected.
 pub(super) fn stderr_has_colours() -> bool {
     anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never

@@ -2,12 +2,17 @@
 
 use std::{
     io::{self, IsTerminal},
-    sync::{Mutex, PoisonError},
+    process,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output;
+use super::{exit::Exit, output, shutdown};
 use crate::{
     export::{Progress, Stage},
     units::Bytes,
@@ -16,11 +21,39 @@ use crate::{
 /// Progress: a bar per stage on a terminal, else a line per stage.
 pub(super) struct Bars {
     bar: Mutex<ProgressBar>,
+    /// Set when the export has to stop.
+    cancelled: Arc<AtomicBool>,
 }
 
 impl Bars {
     pub(super) fn new() -> Self {
-        Self { bar: Mutex::new(ProgressBar::hidden()) }
+        Self { bar: Mutex::new(ProgressBar::hidden()), cancelled: Arc::default() }
+    }
+
+    /// Bars of an export that a signal such as Ctrl-C cancels. A second signal, or one that arrives after the export, ends the
+    /// process at once.
+    ///
+    /// # Errors
+    /// When the thread that waits for signals cannot be started.
+    pub(super) fn until_signal() -> io::Result<Self> {
+        let bars = Self::new();
+        let cancelled = Arc::downgrade(&bars.cancelled);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new().name("signals".into()).spawn(move || {
+            runtime.block_on(async {
+                let name = shutdown::signal().await;
+                if let Some(cancelled) = cancelled.upgrade() {
+                    output::note(format_args!(
+                        "{name}: removing what is written; send the signal again to exit at once"
+                    ));
+                    cancelled.store(true, Ordering::Relaxed);
+                    drop(cancelled);
+                    shutdown::signal().await;
+                }
+                process::exit(Exit::Interrupted.code().into());
+            });
+        })?;
+        Ok(bars)
     }
 
     fn with_bar(&self, act: impl FnOnce(&mut ProgressBar)) {
@@ -54,6 +87,10 @@ impl Progress for Bars {
 
     fn advance(&self, by: Bytes) {
         self.with_bar(|bar| bar.inc(by.0));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
     }
 }
 

@@ -12,11 +12,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use super::{
     exit::{Exit, WithExit},
     progress::Bars,
+    source_adapters,
 };
 use crate::{
     config::{self, Config},
@@ -28,6 +29,9 @@ use crate::{
     model::{self, ModelError, Scope},
     text,
 };
+
+/// Where exports are in `model.cache_dir`.
+pub(super) const EXPORTS: &str = "exports";
 
 /// A model of the settings, usable or not.
 pub(super) struct Candidate {
@@ -100,14 +104,59 @@ fn draft(config: &Config, path: PathBuf, gpu: Option<GpuReport>) -> anyhow::Resu
 }
 
 fn require_model(path: &Path) -> anyhow::Result<()> {
+    if is_model_or_source(path) {
+        return Ok(());
+    }
+    check_readable(path)?;
     ensure!(
-        is_model_or_source(path),
-        "{} is not a model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor base/config.json or base.gguf (a model to export, with \
-         its adapter in adapter/), and it is not a GGUF file; set model.path or --model",
+        !path.join("adapter_config.json").is_file(),
+        "{} is a LoRA adapter, not a model; export it with its base: eka export --base DIR --adapter {} --out DIR",
+        path.display(),
+        path.display()
+    );
+    bail!(
+        "{} is not a model: it has neither {} (written by `eka export`) nor genai_config.json (by onnxruntime-genai) nor \
+         config.json, base/config.json or base.gguf (a model to export, with its adapter in adapter/), and it is not a GGUF file; \
+         set model.path or --model",
         path.display(),
         manifest::FILE_NAME
-    );
-    Ok(())
+    )
+}
+
+/// Fails when `path` is missing or cannot be read, which says more than that it is not a model.
+fn check_readable(path: &Path) -> anyhow::Result<()> {
+    let opened = fs::metadata(path).and_then(|found| {
+        if found.is_dir() { fs::read_dir(path).map(drop) } else { fs::File::open(path).map(drop) }
+    });
+    let shown = path.display();
+    match opened {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match nearest_sibling(path) {
+            Some(near) => {
+                bail!("{shown} does not exist: did you mean {}? (model.path or --model)", near.display())
+            }
+            None => {
+                bail!("{shown} does not exist; set model.path or --model to a model directory or a GGUF file")
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => bail!(
+            "{shown} cannot be read: {error}; give the user that runs eka permission to read it (and to enter the directories above)"
+        ),
+        Err(error) => Err(error).context(shown.to_string()),
+    }
+}
+
+/// The model beside `path` whose name is the most similar, if it is similar enough for a typing error.
+fn nearest_sibling(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    let parent = path.parent()?;
+    let listed = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let distance = |entry: &fs::DirEntry| {
+        strsim::damerau_levenshtein(&name, &entry.file_name().to_string_lossy().to_lowercase())
+    };
+    let entries = fs::read_dir(listed).ok()?.filter_map(Result::ok);
+    let near = entries.filter(|entry| is_model_or_source(&entry.path())).min_by_key(distance)?;
+    (distance(&near) <= 2.max(name.chars().count() / 3)).then(|| parent.join(near.file_name()))
 }
 
 /// Finds all models of the settings, that of `model.path` first, and exports those that are source directories. A model
@@ -135,6 +184,22 @@ pub(super) fn models(config: &Config, gpu: Option<GpuReport>) -> anyhow::Result<
         models.push(Candidate { id, model });
     }
     Ok(models)
+}
+
+/// The models and sources of the settings, with their names; not opened.
+///
+/// # Errors
+/// When `models.dir` cannot be read.
+pub(super) fn of_settings(config: &Config) -> anyhow::Result<Vec<(PathBuf, String)>> {
+    let first = &config.model.path;
+    let mut found = Vec::new();
+    if is_model_or_source(first) {
+        found.push((first.clone(), config.model.id.clone()));
+    }
+    if let Some(dir) = &config.models.dir {
+        found.extend(others(dir, first)?);
+    }
+    Ok(found)
 }
 
 /// The first model in `models.dir`, for a process without `model.path`.
@@ -209,7 +274,7 @@ fn is_model_or_source(path: &Path) -> bool {
     manifest::is_model(path) || source_base(path).is_some()
 }
 
-/// The base to export, if `path` is a source: a GGUF file itself, or a directory with `base/` or `base.gguf`.
+/// The base to export, if `path` is a source: a GGUF file or a checkpoint itself, or a directory with `base/` or `base.gguf`.
 fn source_base(path: &Path) -> Option<PathBuf> {
     if export::is_gguf(path) {
         return path.is_file().then(|| path.to_owned());
@@ -218,7 +283,23 @@ fn source_base(path: &Path) -> Option<PathBuf> {
     if dir.join("config.json").is_file() {
         return Some(dir);
     }
-    file.is_file().then_some(file)
+    if file.is_file() {
+        return Some(file);
+    }
+    is_checkpoint(path).then(|| path.to_owned())
+}
+
+/// Whether `path` is a checkpoint as it is published: a configuration with weights beside it.
+fn is_checkpoint(path: &Path) -> bool {
+    let is_weights = |name: &str| {
+        name.ends_with(".safetensors")
+            || name.ends_with(".safetensors.index.json")
+            || (name.starts_with("pytorch_model")
+                && (name.ends_with(".bin") || name.ends_with(".bin.index.json")))
+    };
+    let mut entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    path.join("config.json").is_file()
+        && entries.any(|entry| is_weights(&entry.file_name().to_string_lossy()))
 }
 
 /// Whether a directory is a model or an incomplete one, which is reported instead of skipped.
@@ -236,7 +317,9 @@ fn resolved(
     // Paths are sent to the worker as UTF-8, and ids come from directory names.
     ensure!(path.to_str().is_some(), "the path {} is not UTF-8; rename the directory", path.display());
     if !manifest::is_model(&path) {
-        return Ok(ResolvedModel { dir: exported(config, &path, &id, gpu)?, id, draft: None });
+        let dir = exported(config, &path, &id, gpu)?;
+        source_adapters::export(&path, &dir);
+        return Ok(ResolvedModel { dir, id, draft: None });
     }
     // Its owner may have edited the text files, so only graph and weights are checked.
     model::check_directory(&path, config.model.verify, Scope::Weights)?;
@@ -253,7 +336,7 @@ fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> a
     let source = Source::Checkpoint { base, adapters };
     let options = Options { dtype, weights: storage(&config.model), ..Options::new(source, PathBuf::new()) };
     let key = export::fingerprint(&options)?;
-    let output = config.model.cache_dir.join("exports").join(format!("{id}-{}", &key[..16]));
+    let output = config.model.cache_dir.join(EXPORTS).join(format!("{id}-{}", &key[..16]));
     let existing = match cached(&output, config.model.verify) {
         Cached::Whole => {
             let dir = output.display();
@@ -267,7 +350,7 @@ fn exported(config: &Config, path: &Path, id: &str, gpu: Option<GpuReport>) -> a
             Existing::Replace
         }
     };
-    fs::create_dir_all(config.model.cache_dir.join("exports")).with_context(|| {
+    fs::create_dir_all(config.model.cache_dir.join(EXPORTS)).with_context(|| {
         format!("cannot create {}; set model.cache_dir", config.model.cache_dir.display())
     })?;
     tracing::info!(event = "export_started", dir = %output.display(), "exporting {}", path.display());

@@ -109,6 +109,8 @@ async fn serve(
     let drain = CancellationToken::new();
     let mut backend = Backend::start(role, config, (&metrics, &sandbox), (&inject, &drain)).await?;
     backend.models = backend.models.with_aliases(&config.models.aliases.0).with_exit(Exit::Usage)?;
+    backend.models.adapters.scan_and_log();
+    tokio::spawn(backend.models.adapters.clone().watch(config.models.adapters_scan_ms.into()));
     let listeners = listener::listen(config)?;
     tokio::spawn(publish_memory(Arc::clone(&metrics)));
     let scheme = if live.tls.is_some() { "https" } else { "http" };

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 
 use super::resolve_model::{Candidate, ResolvedModel};
 use crate::{
-    http::{ModelRegistry, Unavailable},
+    http::{AdapterRegistry, ModelRegistry, Unavailable},
     manifest::ManifestError,
     model::ModelError,
     sandbox::Sandbox,
@@ -46,7 +46,8 @@ impl ServedModels {
             (Some(text), None) => Ok(text),
             (_, error) => Err(unavailable(id, error)),
         });
-        let registry = ModelRegistry::new(entries.collect());
+        let dirs = models.iter().map(|model| (model.id.clone(), model.dir.clone())).collect();
+        let registry = ModelRegistry::new(entries.collect()).with_adapters(AdapterRegistry::new(dirs));
         let is_usable = |model: &ResolvedModel| !errors.contains_key(&model.id);
         let devices = devices.into_iter().map(|models| models.into_iter().filter(is_usable).collect());
         Ok(Self { devices: devices.collect(), registry })

@@ -3,14 +3,15 @@
 use std::{
     ffi::OsString,
     io::{self, Write},
+    process::ExitCode,
 };
 
 use anyhow::Context;
 
-use super::logging;
+use super::{exit::Exit, logging};
 use crate::{
     child_process,
-    worker::{self, faults::FaultPlan},
+    worker::{self, WorkerError, faults::FaultPlan},
 };
 
 /// The subcommand's name.
@@ -28,14 +29,18 @@ pub(super) struct Args {
 ///
 /// # Errors
 /// When ONNX Runtime cannot be used, the pipe fails, or the device can no longer be used.
-pub(super) fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Logs to stderr, which the parent forwards to its own.
     logging::start_quiet()?;
     if let Err(e) = child_process::end_with_parent() {
         tracing::warn!("this worker cannot be tied to its parent and may outlive it: {e}");
     }
     let frames = private_stdout().context("cannot reserve stdout for frames")?;
-    Ok(worker::run(io::stdin(), frames, args.faults.unwrap_or_default())?)
+    match worker::run(io::stdin(), frames, args.faults.unwrap_or_default()) {
+        // The parent has the reason, and prints it once.
+        Err(WorkerError::Open(_)) => Ok(Exit::Machine.into()),
+        ended => ended.map(|()| Exit::Done.into()).map_err(Into::into),
+    }
 }
 
 /// Reserves stdout for frames. What native libraries print to stdout goes to stderr from here on. Unbuffered, so that a frame

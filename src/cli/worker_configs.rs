@@ -25,7 +25,8 @@ use crate::{
     job::{GpuReport, KeepAlive},
     sandbox::Sandbox,
     supervise::{Budgets, ModelSource, Recycle, WorkerConfig, probe_device},
-    units::Bytes,
+    text::Text,
+    units::{Bytes, Tokens},
     wire::{DraftModel, WorkerSpec},
 };
 
@@ -69,6 +70,7 @@ pub(super) async fn on_all_devices(
         candidates.push(resolve_model::models(config, gpu(config, *device).await?)?);
     }
     let served = ServedModels::open(candidates, sandbox).await?;
+    served.registry.texts().for_each(|text| warn_of_context(config, text));
     let mut workers = Vec::new();
     for ((device, label), models) in devices.all().iter().zip(devices.labels()).zip(&served.devices) {
         let mut worker = with_cpu_share(worker_config(config, *device, models)?, config);
@@ -115,10 +117,23 @@ pub(super) async fn gpu(config: &Config, choice: DeviceChoice) -> anyhow::Result
     match probe_device(&worker_config(config, choice, &[])?).await {
         Ok(report) => Ok(report.gpu),
         Err(reason) if choice != DeviceChoice::Auto && config.engine.device.all().len() == 1 => {
-            Err(anyhow!("device {choice} cannot be used: {reason}; use --device cpu, or run eka doctor"))
-                .with_exit(Exit::Machine)
+            Err(anyhow!("{reason}; use --device cpu, or run eka doctor")).with_exit(Exit::Machine)
         }
         Err(_) => Ok(None),
+    }
+}
+
+/// Warns when the settings ask for a longer context than the model has, because the model's is used then.
+pub(super) fn warn_of_context(config: &Config, text: &Text) {
+    let (model, card) = (Tokens(text.card().context_length), text.card());
+    if let Some(asked) = config.engine.context_length.filter(|asked| *asked > model) {
+        tracing::warn!(
+            event = "context_shortened",
+            model = card.id,
+            "engine.context_length is {asked}, but {} has {model}: {model} is used; export it with a longer context, or lower the \
+             setting",
+            card.id
+        );
     }
 }
 
@@ -141,12 +156,14 @@ fn worker_config(
     device: DeviceChoice,
     models: &[ResolvedModel],
 ) -> anyhow::Result<WorkerConfig> {
+    let part = |of: u64| process_memory::machine_memory().map(|(total, _)| Bytes(total.0 / of));
     let spec = WorkerSpec {
         onnxruntime_dir: config.onnxruntime.dir.clone(),
         threads: config.engine.threads.map(Into::into),
         processors: Vec::new(),
         own_operators: config.engine.own_operators,
         kv_cache: config.engine.kv_cache,
+        packed_file: config.engine.packed_file,
         prefill_chunk: config.engine.prefill_chunk.get(),
         context_length: config.engine.context_length.map(|n| n.0),
         device,
@@ -154,12 +171,12 @@ fn worker_config(
         trim: config.device.trim,
         kv_keep: config.device.kv_keep_bytes,
         prefix_cache: config.engine.prefix_cache_bytes,
+        adapters: config.models.adapters_bytes.or_else(|| part(4)).unwrap_or(Bytes::mib(1024)),
         draft_tokens: config.engine.draft_tokens,
         exact: config.engine.exact,
         cuda_graphs: config.device.cuda_graphs,
         host_pool: config.device.host_pool,
     };
-    let half = process_memory::machine_memory().map(|(total, _)| Bytes(total.0 / 2));
     let keep_alive = config.models.keep_alive_ms;
     Ok(WorkerConfig {
         label: None,
@@ -167,7 +184,7 @@ fn worker_config(
         arguments: vec![worker::NAME.into()],
         spec,
         models: models.iter().map(model_source).collect::<Result<_, _>>()?,
-        model_memory: config.models.memory_bytes.or(half),
+        model_memory: config.models.memory_bytes.or_else(|| part(2)),
         keep_alive: keep_alive.map_or(KeepAlive::Forever, |keep_alive| KeepAlive::For(keep_alive.into())),
         budgets: budgets(&config.watchdog),
         recycle: recycle(&config.recycle),

@@ -73,6 +73,17 @@ impl Client {
         serde_json::from_str(&text).map_err(|error| ClientError::Invalid(format!("{path}: {error}")))
     }
 
+    /// The answer of `POST path` as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::get_json`].
+    pub async fn post_json(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        let url = self.at(path);
+        let response = self.send(self.http.post(&url).json(body), &url).await?;
+        let text = response.text().await.map_err(|source| ClientError::Unreachable { url, source })?;
+        serde_json::from_str(&text).map_err(|error| ClientError::Invalid(format!("{path}: {error}")))
+    }
+
     /// Sends `POST path` and returns its events when the head of the answer has arrived.
     ///
     /// # Errors

@@ -261,7 +261,7 @@ fn is_live(slot: &FleetSlot) -> bool {
     !slot.is_away && !slot.is_draining && matches!(slot.readiness, Readiness::Ready(_))
 }
 
-/// How long a node with the mean of these speeds reads so many tokens.
+/// The time in which a node with the mean of these speeds reads this number of tokens.
 fn reading_time(tokens: usize, speeds: &[f64]) -> Option<Duration> {
     let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
     let mean = speeds.iter().sum::<f64>() / number(speeds.len());

@@ -38,6 +38,12 @@ impl SettingFlags {
         self.0.iter().find(|(flag, _)| *flag == name).map(|(_, value)| value.as_str())
     }
 
+    /// Sets the flag `--name`, as if it were on the command line.
+    pub fn set(&mut self, name: &'static str, value: String) {
+        self.0.retain(|(flag, _)| *flag != name);
+        self.0.push((name, value));
+    }
+
     /// The flags that were given: setting, flag, value.
     pub(super) fn given(&self) -> impl Iterator<Item = (&'static Setting, &'static str, &str)> {
         let value = |setting, name| Some((setting, name, self.get(name)?));

@@ -44,7 +44,7 @@ pub use self::{
     },
     types::{
         AffinityMode, Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddress,
-        ListenAddresses, LogFormat, Origins, QueueStorage, Secret, UnknownFields, UnknownValue,
+        ListenAddresses, LogFormat, MetricNames, Origins, QueueStorage, Secret, UnknownFields, UnknownValue,
     },
     user_dirs::{USER_STATE, UserDir},
 };

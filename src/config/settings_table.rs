@@ -14,13 +14,13 @@ use super::{
     setting::{Flag, Setting},
     types::{
         AffinityMode, Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses,
-        LogFormat, Origins, QueueStorage, Secret, UnknownFields,
+        LogFormat, MetricNames, Origins, QueueStorage, Secret, UnknownFields,
     },
     validate::Validator,
     value::SettingValue,
 };
 use crate::{
-    device_spec::{BlockSize, CacheChoice, Devices, Pooling, Verify, WeightFormat},
+    device_spec::{BlockSize, CacheChoice, Devices, PackedFileChoice, Pooling, Verify, WeightFormat},
     trim_policy::TrimPolicy,
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -59,6 +59,9 @@ settings! {
         /// Handling of unknown fields in requests: `refuse` answers 400 and names the field, `warn` ignores the field and
         /// names it in the header `x-eka-ignored-fields`
         unknown_fields: UnknownFields = "refuse", expect "refuse or warn";
+        /// Names under which `/metrics` repeats some metrics: `vllm` for vLLM's, `gen_ai` for OpenTelemetry's, `all` for both,
+        /// `eka` for neither
+        metric_names: MetricNames = "eka", expect "eka, vllm, gen_ai or all";
         /// Memory for responses that `/v1/responses` stores for `previous_response_id`, the oldest of which make room for new
         /// ones; 0 stores none. With more, responses are stored unless a request has `"store": false`
         stored_responses_bytes: Bytes = 0, in 0..=1 << 40;
@@ -131,6 +134,10 @@ settings! {
             flag "models" "DIR";
         /// Maximum memory for all loaded models; the least recently used model is unloaded first
         memory_bytes: Option<Bytes>, unset "half of the machine's memory", in 1..=1 << 50;
+        /// Maximum memory of a worker for adapters that are served beside their base; the least recently used adapter is dropped first
+        adapters_bytes: Option<Bytes>, unset "a quarter of the machine's memory", in 1..=1 << 50;
+        /// Interval at which the directories of adapters are read again, so that adapters can be added and removed
+        adapters_scan_ms: Millis = 2000, in 100..=WEEK_MS;
         /// Time after which an unused model is unloaded
         keep_alive_ms: Option<Millis>, unset "until another model needs the memory", in 0..=WEEK_MS;
     }
@@ -202,6 +209,10 @@ settings! {
         /// Data type of the key-value cache on a CPU with `engine.own_operators`: `float32`, `float16`, `int8` (8.5 bits
         /// with scales), or `auto`: float16 for quantized and float16 weights, else float32
         kv_cache: CacheChoice = "auto", expect "auto, float32, float16 or int8";
+        /// On a CPU, keep quantized weights in the layout of eka's operators in a file beside the graph
+        /// (`model.onnx.packed`, as large as the quantized weights), which later starts map instead of packing again:
+        /// `always`, `never`, or `auto`: from 64 MiB of weights on
+        packed_file: PackedFileChoice = "auto", expect "auto, always or never";
     }
 
     /// Device memory

@@ -27,6 +27,21 @@ pub enum UnknownFields {
     Warn,
 }
 
+/// Names under which `/metrics` repeats some of eka's metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum MetricNames {
+    /// None.
+    #[default]
+    Eka,
+    /// vLLM's, for routers and autoscalers that read them.
+    Vllm,
+    /// Those of OpenTelemetry's conventions for generative AI.
+    #[value(name = "gen_ai")]
+    GenAi,
+    /// vLLM's and OpenTelemetry's.
+    All,
+}
+
 /// Longest answer of a request that sets no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerLimit {

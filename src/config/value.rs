@@ -14,11 +14,13 @@ use super::{
     setting::Kind,
     types::{
         AffinityMode, Aliases, AnswerLimit, CacheDir, DefaultsFrom, DrainMode, Hosts, ListenAddresses,
-        LogFormat, Origins, QueueStorage, Secret, UnknownFields,
+        LogFormat, MetricNames, Origins, QueueStorage, Secret, UnknownFields,
     },
 };
 use crate::{
-    device_spec::{BlockSize, CacheChoice, Devices, DevicesError, Pooling, Verify, WeightFormat},
+    device_spec::{
+        BlockSize, CacheChoice, Devices, DevicesError, PackedFileChoice, Pooling, Verify, WeightFormat,
+    },
     trim_policy::{TrimPolicy, TrimPolicyError},
     units::{Bytes, Millis, Ratio, Tokens},
 };
@@ -134,7 +136,7 @@ macro_rules! words {
     )+};
 }
 
-words! { AffinityMode DefaultsFrom DrainMode LogFormat Pooling QueueStorage UnknownFields WeightFormat }
+words! { AffinityMode DefaultsFrom DrainMode LogFormat MetricNames Pooling QueueStorage UnknownFields WeightFormat }
 
 /// Types that are parsed from text, optionally with the value of an unset setting.
 macro_rules! text {
@@ -160,6 +162,7 @@ text! {
     IpAddr;
     Verify;
     CacheChoice;
+    PackedFileChoice;
     Hosts = Self::default();
     Origins = Self::default();
     Aliases = Self::default();

@@ -15,7 +15,7 @@ use ort::{
     value::{Outlet, TensorElementType, ValueType},
 };
 
-use crate::device_spec::CacheChoice;
+use crate::device_spec::{CacheChoice, PackedFileChoice};
 
 use super::{
     DeviceError, Pool, Runtime,
@@ -38,6 +38,8 @@ pub struct SessionOptions {
     pub captures: bool,
     /// Format of the key-value cache with eka's attention.
     pub cache: CacheChoice,
+    /// When weights in the layout of those operators are kept in a file.
+    pub packed_file: PackedFileChoice,
 }
 
 /// A graph to load.

@@ -18,7 +18,7 @@ pub(super) fn embed(
     check(model, job).map_err(EngineError::Job)?;
     let (prompt, began) = (&job.prompt, Instant::now());
     // Cached positions have no hidden states.
-    model.begin(prompt, 0, job.cache_salt);
+    model.begin(prompt, 0, job.cache_scope());
     model.reserve(prompt.len())?;
     let chunk = match pooling {
         Pooling::Last => model.chunk(),

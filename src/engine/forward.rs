@@ -1,18 +1,18 @@
 //! The interface between the generation loop and a model.
 
 use super::error::EngineError;
-use crate::job::{CacheSalt, Failure};
+use crate::job::{CacheScope, Failure};
 
 /// A model that can be fed tokens: a [`Timeline`](super::Timeline), or a script in a test.
 pub trait Forward {
     /// Forgets every position from `length` on.
     fn rewind(&mut self, length: usize);
 
-    /// Begins the sequence `tokens` and reuses the cache of an earlier sequence of the same `salt` with the same beginning.
+    /// Begins the sequence `tokens` and reuses the cache of an earlier sequence of the same `scope` with the same beginning.
     /// Returns the number of reused positions: at most `max`, and less than the number of tokens, because the logits of the
     /// last token are always needed.
-    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
-        let _ = (tokens, max, salt);
+    fn begin(&mut self, tokens: &[u32], max: usize, scope: CacheScope) -> usize {
+        let _ = (tokens, max, scope);
         self.rewind(0);
         0
     }

@@ -96,7 +96,7 @@ impl<'a, D: Forward> Run<'a, D> {
         let total = context.len();
         // The logits of cached prompt tokens are not kept.
         let max = if self.sequence.job.cache_prompt && !self.sequence.scores_prompt() { total } else { 0 };
-        self.sequence.cached = model.begin(&context, max, self.sequence.job.cache_salt);
+        self.sequence.cached = model.begin(&context, max, self.sequence.job.cache_scope());
         self.sequence.read = self.sequence.cached;
         model.reserve(total - self.sequence.read)?;
         // Emitted before anything is computed, so that no one takes these tokens for ones that were read that fast.

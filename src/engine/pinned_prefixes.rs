@@ -5,7 +5,11 @@
 //! takes milliseconds, while reading the prompt takes seconds, and all device memory stays with the pool.
 
 use super::prefix_cache::common;
-use crate::{job::CacheSalt, model::HostCache, units::Bytes};
+use crate::{
+    job::{CacheScope, PromptScope},
+    model::HostCache,
+    units::Bytes,
+};
 
 /// Restored sequences by name.
 #[derive(Debug, Default)]
@@ -14,8 +18,8 @@ pub(super) struct PinnedPrefixes(Vec<PinnedPrefix>);
 #[derive(Debug)]
 struct PinnedPrefix {
     name: String,
-    /// Only sequences with this salt may use it; `None` means all.
-    salt: Option<CacheSalt>,
+    /// Sequences that may use it.
+    scope: PromptScope,
     tokens: Vec<u32>,
     kept: HostCache,
 }
@@ -35,24 +39,24 @@ impl PinnedPrefixes {
         self.0.is_empty()
     }
 
-    /// Length of the longest prefix of `tokens` that is restored for `salt`.
-    pub(super) fn longest(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
-        self.of(salt).map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
+    /// Length of the longest prefix of `tokens` that is restored for `scope`.
+    pub(super) fn longest(&self, scope: CacheScope, tokens: &[u32]) -> usize {
+        self.of(scope).map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
     }
 
-    /// The entry for `salt` that begins with these tokens.
-    pub(super) fn find(&self, salt: CacheSalt, tokens: &[u32]) -> Option<&HostCache> {
-        self.of(salt).find(|entry| entry.tokens.starts_with(tokens)).map(|entry| &entry.kept)
+    /// The entry for `scope` that begins with these tokens.
+    pub(super) fn find(&self, scope: CacheScope, tokens: &[u32]) -> Option<&HostCache> {
+        self.of(scope).find(|entry| entry.tokens.starts_with(tokens)).map(|entry| &entry.kept)
     }
 
-    fn of(&self, salt: CacheSalt) -> impl Iterator<Item = &PinnedPrefix> {
-        self.0.iter().filter(move |entry| entry.salt.is_none_or(|own| own == salt))
+    fn of(&self, scope: CacheScope) -> impl Iterator<Item = &PinnedPrefix> {
+        self.0.iter().filter(move |entry| entry.scope.includes(scope))
     }
 
     /// Adds an entry, or replaces the one with this name.
-    pub(super) fn add(&mut self, name: String, salt: Option<CacheSalt>, tokens: Vec<u32>, kept: HostCache) {
+    pub(super) fn add(&mut self, name: String, scope: PromptScope, tokens: Vec<u32>, kept: HostCache) {
         self.remove(&name);
-        self.0.push(PinnedPrefix { name, salt, tokens, kept });
+        self.0.push(PinnedPrefix { name, scope, tokens, kept });
     }
 
     pub(super) fn remove(&mut self, name: &str) {

@@ -3,10 +3,10 @@
 //! A few entries within a memory limit, the least recently used evicted first. With so few entries, comparing a prompt to each
 //! takes microseconds, while reading it takes seconds: a tree would save nothing.
 //!
-//! A lookup never finds sequences of another salt. Otherwise the number of cached tokens in an answer would reveal another
-//! client's prompt, token by token. All salts share one memory limit.
+//! A lookup never finds sequences of another scope. Other adapters have other keys and values. With the entries of another salt,
+//! the number of cached tokens in an answer would reveal another client's prompt, token by token. All scopes share one memory limit.
 
-use crate::{job::CacheSalt, units::Bytes};
+use crate::{job::CacheScope, units::Bytes};
 
 /// Sequences with their caches, the least recently used first.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct PrefixCache<T> {
 
 #[derive(Debug)]
 struct CachedPrefix<T> {
-    salt: CacheSalt,
+    scope: CacheScope,
     tokens: Vec<u32>,
     kept: T,
     bytes: Bytes,
@@ -41,32 +41,32 @@ impl<T> PrefixCache<T> {
     }
 
     /// Length of the longest cached prefix of `tokens`.
-    pub(super) fn longest(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
-        let entries = self.entries.iter().filter(|entry| entry.salt == salt);
+    pub(super) fn longest(&self, scope: CacheScope, tokens: &[u32]) -> usize {
+        let entries = self.entries.iter().filter(|entry| entry.scope == scope);
         entries.map(|entry| common(&entry.tokens, tokens)).max().unwrap_or(0)
     }
 
     /// The cache of a sequence that begins with these tokens, which becomes the most recently used one.
-    pub(super) fn find(&mut self, salt: CacheSalt, tokens: &[u32]) -> Option<&T> {
-        let is_it = |entry: &CachedPrefix<T>| entry.salt == salt && entry.tokens.starts_with(tokens);
+    pub(super) fn find(&mut self, scope: CacheScope, tokens: &[u32]) -> Option<&T> {
+        let is_it = |entry: &CachedPrefix<T>| entry.scope == scope && entry.tokens.starts_with(tokens);
         let found = self.entries.iter().position(is_it)?;
         self.entries[found..].rotate_left(1);
         self.entries.last().map(|entry| &entry.kept)
     }
 
     /// Adds an entry if it fits the limit. Entries that are a prefix of it are removed.
-    pub(super) fn keep(&mut self, salt: CacheSalt, tokens: Vec<u32>, kept: T, bytes: Bytes) {
-        if bytes > self.max || self.find(salt, &tokens).is_some() {
+    pub(super) fn keep(&mut self, scope: CacheScope, tokens: Vec<u32>, kept: T, bytes: Bytes) {
+        if bytes > self.max || self.find(scope, &tokens).is_some() {
             return;
         }
-        self.supersede(salt, &tokens);
+        self.supersede(scope, &tokens);
         self.make_room(Bytes(self.max.0 - bytes.0));
-        self.entries.push(CachedPrefix { salt, tokens, kept, bytes });
+        self.entries.push(CachedPrefix { scope, tokens, kept, bytes });
     }
 
     /// Removes entries that are a prefix of `tokens`.
-    pub(super) fn supersede(&mut self, salt: CacheSalt, tokens: &[u32]) {
-        self.entries.retain(|entry| entry.salt != salt || !tokens.starts_with(&entry.tokens));
+    pub(super) fn supersede(&mut self, scope: CacheScope, tokens: &[u32]) {
+        self.entries.retain(|entry| entry.scope != scope || !tokens.starts_with(&entry.tokens));
     }
 
     /// Evicts the least recently used entries until at most `max` bytes are left.
@@ -91,8 +91,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::job::{AdapterKey, CacheSalt};
 
-    const ANY: CacheSalt = CacheSalt([0; 32]);
+    const ANY: CacheScope = CacheScope { salt: CacheSalt([0; 32]), adapters: AdapterKey::NONE };
 
     fn kept(max: u64, sequences: &[&[u32]]) -> PrefixCache<usize> {
         let mut prefixes = PrefixCache::new(Bytes(max));
@@ -130,7 +131,7 @@ mod tests {
     #[test]
     fn entries_of_one_salt_are_neither_found_nor_replaced_by_another() {
         let mut prefixes = kept(9, &[&[1, 2, 3]]);
-        let other = CacheSalt([1; 32]);
+        let other = CacheSalt([1; 32]).into();
         assert_eq!((prefixes.longest(other, &[1, 2, 3]), prefixes.find(other, &[1, 2])), (0, None));
         prefixes.supersede(other, &[1, 2, 3, 4]);
         prefixes.keep(other, vec![1, 2, 3], 7, Bytes(3));

@@ -2,7 +2,7 @@
 //!
 //! # Prefix caching
 //! Keys and values of a position depend only on its token and the tokens before it. So a sequence that begins like an earlier one
-//! of the same salt continues where the two differ. The last sequence stays in the cache as it is. In a mapped cache, the part
+//! of the same client and adapters continues where the two differ. The last sequence stays in the cache as it is. In a mapped cache, the part
 //! that a new sequence would overwrite is copied first, within a memory limit, and copied back when needed. In a pool only the
 //! last sequence stays, because a copy would get in the way of a growing cache.
 //!
@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     device::{DeviceError, Threads},
-    job::{CacheSalt, Failure},
-    model::{Cache, HostCache, Model, Pass},
+    job::{CacheScope, Failure, PromptScope},
+    model::{Cache, HostCache, LoadedAdapter, Model, Pass},
     units::Bytes,
 };
 
@@ -71,9 +71,9 @@ pub struct Timeline {
     score: Option<Pass>,
     /// Sequences that continue the one in the cache, while a job has several.
     branches: Option<Branches>,
-    /// The tokens of the sequence, one per used position, and the salt of their job.
+    /// The tokens of the sequence, one per used position, and the scope of their job.
     tokens: Vec<u32>,
-    salt: CacheSalt,
+    scope: CacheScope,
     /// Positions written since the cache was last freed.
     written: usize,
     chunk: usize,
@@ -127,7 +127,7 @@ impl Timeline {
             score: None,
             branches: None,
             tokens: Vec::new(),
-            salt: CacheSalt::default(),
+            scope: CacheScope::default(),
             written: 0,
             chunk,
             rows,
@@ -150,6 +150,11 @@ impl Timeline {
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Lets the next passes use `adapters`; see [`Model::use_adapters`].
+    pub fn use_adapters(&mut self, adapters: &[(&LoadedAdapter, f32)]) {
+        self.model.use_adapters(adapters);
     }
 
     /// Positions in use.
@@ -247,12 +252,12 @@ impl Timeline {
         }
         let spent = self.cache.spent(self.written);
         if may_be_kept && !self.tokens.is_empty() && spent <= self.bound {
-            self.prefixes.supersede(self.salt, &self.tokens);
+            self.prefixes.supersede(self.scope, &self.tokens);
             self.prefixes.make_room(Bytes(self.bound.0 - spent.0));
             return;
         }
         if may_be_kept {
-            self.save(self.longest_copy(self.salt, &self.tokens));
+            self.save(self.longest_copy(self.scope, &self.tokens));
         }
         self.forget(self.keep);
     }
@@ -260,7 +265,7 @@ impl Timeline {
     /// Keeps a copy of what all branches began with, and returns the memory of their rows.
     fn end_branches(&mut self, may_be_kept: bool) {
         if may_be_kept {
-            self.save(self.longest_copy(self.salt, &self.tokens));
+            self.save(self.longest_copy(self.scope, &self.tokens));
         }
         self.forget(self.keep);
     }
@@ -286,10 +291,10 @@ impl Timeline {
         Bytes(self.max_restored.0.saturating_sub(self.restored.bytes_except(name).0))
     }
 
-    /// Adds a sequence from a file for jobs of `salt`, or for all jobs. It stays until
+    /// Adds a sequence from a file for jobs of `scope`. It stays until
     /// [`forget_restored`](Self::forget_restored). Other entries are evicted to make room.
-    pub fn restore(&mut self, name: String, salt: Option<CacheSalt>, tokens: Vec<u32>, kept: HostCache) {
-        self.restored.add(name, salt, tokens, kept);
+    pub fn restore(&mut self, name: String, scope: PromptScope, tokens: Vec<u32>, kept: HostCache) {
+        self.restored.add(name, scope, tokens, kept);
         self.limit_prefix_cache();
     }
 
@@ -313,8 +318,8 @@ impl Timeline {
     }
 
     /// Length of the longest prefix of `tokens` in the prefix cache or among restored sequences.
-    fn longest_copy(&self, salt: CacheSalt, tokens: &[u32]) -> usize {
-        self.prefixes.longest(salt, tokens).max(self.restored.longest(salt, tokens))
+    fn longest_copy(&self, scope: CacheScope, tokens: &[u32]) -> usize {
+        self.prefixes.longest(scope, tokens).max(self.restored.longest(scope, tokens))
     }
 
     /// Clears the sequence in the cache.
@@ -345,7 +350,7 @@ impl Timeline {
         match self.model.copy(&self.cache, length) {
             Ok(copy) => {
                 let bytes = copy.spent(length);
-                self.prefixes.keep(self.salt, self.tokens[..length].to_vec(), copy, bytes);
+                self.prefixes.keep(self.scope, self.tokens[..length].to_vec(), copy, bytes);
             }
             Err(e) => tracing::debug!("cannot keep a sequence for the prefix cache: {e}"),
         }
@@ -356,9 +361,9 @@ impl Timeline {
         if self.room() < of.min(self.max) {
             self.grow(self.room_for(of))?;
         }
-        if let Some(kept) = self.restored.find(self.salt, tokens) {
+        if let Some(kept) = self.restored.find(self.scope, tokens) {
             self.cache.fill(kept, tokens.len())?;
-        } else if let Some(kept) = self.prefixes.find(self.salt, tokens) {
+        } else if let Some(kept) = self.prefixes.find(self.scope, tokens) {
             self.cache.take_over(kept, tokens.len())?;
         } else {
             return Ok(());
@@ -440,27 +445,27 @@ impl Forward for Timeline {
         self.tokens.truncate(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
+    fn begin(&mut self, tokens: &[u32], max: usize, scope: CacheScope) -> usize {
         if self.repeats_passes || (self.bound == Bytes(0) && self.restored.is_empty()) {
             self.rewind(0);
-            self.salt = salt;
+            self.scope = scope;
             return 0;
         }
         let all = tokens.len();
         let tokens = &tokens[..max.min(all.saturating_sub(1))];
         let is_enough = |found: usize| found >= MIN_KEPT.min(tokens.len().max(1));
-        let here = if salt == self.salt { common(&self.tokens, tokens) } else { 0 };
-        let known = self.longest_copy(self.salt, &self.tokens);
-        if here >= self.longest_copy(salt, tokens) && is_enough(here) {
+        let here = if scope == self.scope { common(&self.tokens, tokens) } else { 0 };
+        let known = self.longest_copy(self.scope, &self.tokens);
+        if here >= self.longest_copy(scope, tokens) && is_enough(here) {
             self.save(known.max(here));
             self.rewind(here);
             return here;
         }
         self.save(known);
         self.forget(Bytes(u64::MAX));
-        self.salt = salt;
+        self.scope = scope;
         // Looked up again, because saving may have evicted an entry.
-        let kept = self.longest_copy(salt, tokens);
+        let kept = self.longest_copy(scope, tokens);
         if is_enough(kept)
             && let Err(e) = self.resume(&tokens[..kept], all)
         {

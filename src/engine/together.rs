@@ -147,7 +147,7 @@ fn begin(
         return Ok(0);
     };
     let max = if job.cache_prompt { trunk } else { 0 };
-    let begun = model.begin(&first.tokens, max, job.cache_salt);
+    let begun = model.begin(&first.tokens, max, job.cache_scope());
     let tails: usize = contexts.iter().map(|context| context.tokens.len() - trunk).sum();
     let answers: usize = members.iter().map(Member::rest).sum();
     model.reserve_branches(trunk + tails + answers)?;

@@ -33,6 +33,8 @@ pub(super) struct Blueprint {
     /// ALiBi: how much a head prefers a key to the one before it, one number a head.
     pub slopes: Option<Vec<f32>>,
     pub layers: Vec<Layer>,
+    /// Layers behind these that a checkpoint may have to predict further tokens, which are not exported.
+    pub prediction_layers: usize,
     pub final_norm: Norm,
     pub head: LmHead,
     /// Multiplies logits.

@@ -259,8 +259,12 @@ impl Checkpoint {
         };
         let (buffers, unused): (Vec<_>, Vec<_>) = unused.iter().map(name).partition(|name| is_buffer(name));
         let (senses, unused): (Vec<_>, Vec<_>) = unused.into_iter().partition(|name| is_of_a_sense(name));
+        let first = blueprint.layers.len();
+        let behind = first..first.saturating_add(blueprint.prediction_layers);
+        let is_behind = |name: &String| layer_of(name).is_some_and(|layer| behind.contains(&layer));
+        let (predicting, unused): (Vec<_>, Vec<_>) = unused.into_iter().partition(is_behind);
         if unused.is_empty() {
-            return Ok(buffers.into_iter().chain(senses).collect());
+            return Ok(buffers.into_iter().chain(senses).chain(predicting).collect());
         }
         Err(CheckpointError::Unused { dir: self.dir.clone(), tensors: unused })
     }
@@ -390,6 +394,11 @@ impl Checkpoint {
             shape: param.shape.to_string(),
         }
     }
+}
+
+/// The number of the layer that the tensor called `name` is in.
+fn layer_of(name: &str) -> Option<usize> {
+    canonical(name).strip_prefix("layers.")?.split('.').next()?.parse().ok()
 }
 
 /// The first few of `names`.

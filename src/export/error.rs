@@ -4,13 +4,16 @@ use std::num::NonZeroUsize;
 
 use super::{
     AdapterError, BudgetError, CheckpointError, GgufError, JsonConfigError, NoSuchModule, SourceError,
-    StagingError, TokenizerFilesError, TooLarge, WeightsError, WriteWeightsError,
+    StagingError, TokenizerFilesError, TooLarge, UnmergedError, WeightsError, WriteWeightsError,
 };
 use crate::text::TextError;
 
 /// Why an export failed. Nothing was written then.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
+    /// The progress asked to stop.
+    #[error("the export was cancelled; what it had written is removed")]
+    Cancelled,
     /// The configuration cannot be used.
     #[error(transparent)]
     JsonConfig(#[from] JsonConfigError),
@@ -54,8 +57,20 @@ pub enum ExportError {
     Weights(#[from] WeightsError),
     /// The weights cannot be written.
     #[error(transparent)]
-    WriteWeights(#[from] WriteWeightsError),
+    WriteWeights(WriteWeightsError),
+    /// The adapter cannot be exported beside its base.
+    #[error(transparent)]
+    Unmerged(#[from] UnmergedError),
     /// The output cannot be written.
     #[error(transparent)]
     Staging(#[from] StagingError),
+}
+
+impl From<WriteWeightsError> for ExportError {
+    fn from(error: WriteWeightsError) -> Self {
+        match error {
+            WriteWeightsError::Cancelled => Self::Cancelled,
+            other => Self::WriteWeights(other),
+        }
+    }
 }

@@ -8,6 +8,7 @@ use super::{
 
 /// The half of a layer that processes each position separately.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one in a layer, and nearly all layers are dense")]
 pub(super) enum FeedForward {
     /// The same weights for every token.
     Dense(Mlp),

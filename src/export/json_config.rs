@@ -109,6 +109,11 @@ impl JsonConfig {
         self.fields.is_empty()
     }
 
+    /// Every field as it was written, also if it is null: some defaults apply only where a field is absent.
+    pub(super) const fn whole(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
     /// Names and values of all fields that are not null.
     pub(super) fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.fields.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.as_str(), value))

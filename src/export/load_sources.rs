@@ -31,6 +31,8 @@ const CONFIG: &str = "config.json";
 #[derive(Debug)]
 pub(super) struct LoadedSources {
     pub blueprint: Blueprint,
+    /// The configuration that the blueprint comes from.
+    pub config: JsonConfig,
     pub weights: Weights,
     /// Random weights come without a tokenizer.
     pub tokenizer_files: Option<TokenizerFiles>,
@@ -125,6 +127,7 @@ impl LoadedSources {
         let weights = Weights::Merged(Box::new(merged));
         Ok(Self {
             blueprint,
+            config,
             weights,
             tokenizer_files: Some(tokenizer_files),
             end_tokens,
@@ -147,6 +150,7 @@ impl LoadedSources {
             notes: Vec::new(),
             skipped: Vec::new(),
             sources,
+            config,
             _embedded: None,
         })
     }
@@ -202,7 +206,7 @@ fn beside(tokenizer_files: &TokenizerFiles, dir: &Path) -> impl Iterator<Item = 
 }
 
 /// An adapter in PEFT's layout, or in a GGUF file.
-fn open_adapter(
+pub(super) fn open_adapter(
     AdapterSource { dir, weight }: &AdapterSource,
     blueprint: &Blueprint,
 ) -> Result<Adapter, ExportError> {

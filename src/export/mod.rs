@@ -42,6 +42,7 @@
 //! cannot share the embedding's bytes, make the coarsest blocks the largest file here.
 
 mod adapter;
+mod adapter_base;
 mod architectures;
 mod bit_budget;
 mod blueprint;
@@ -93,6 +94,7 @@ mod tests;
 mod tokenizer;
 mod tokenizer_files;
 mod torch;
+mod unmerged;
 mod weights;
 mod write_weights;
 
@@ -117,6 +119,7 @@ pub use self::{
     tensors_error::TensorsError,
     tokenizer::TokenizerError,
     tokenizer_files::TokenizerFilesError,
+    unmerged::{AdapterOptions, AdapterReport, UnmergedError, export_adapter, is_exported},
     weights::WeightsError,
     write_weights::WriteWeightsError,
 };

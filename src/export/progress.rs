@@ -13,13 +13,18 @@ pub enum Stage {
     Checksums,
 }
 
-/// Receives the progress of an export, from several threads. `()` ignores it.
+/// Receives the progress of an export, from several threads, and may cancel it. `()` ignores it.
 pub trait Progress: Sync {
     /// `stage` begins; it is over when `total` has been advanced by, page padding aside.
     fn begin(&self, stage: Stage, total: Bytes);
 
     /// `by` more of the stage is done.
     fn advance(&self, by: Bytes);
+
+    /// Whether the export should stop and remove what it has written. Asked between pieces of the work.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 impl Progress for () {

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     ExportError, Keep, Layout, Options, Source, Storage,
+    adapter_base::{self, AdapterBase},
     data_layout::DATA_FILE,
     emit::{Emitted, Precision, emit},
     genai,
@@ -55,13 +56,18 @@ pub(super) const GRAPH_FILE: &str = "model.onnx";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Increases when the written bytes change between two versions of eka, so that cached exports become outdated.
-const REVISION: u32 = 6;
+const REVISION: u32 = 7;
+
+/// Fails when the export should stop.
+fn check_cancelled(progress: &dyn Progress) -> Result<(), ExportError> {
+    if progress.is_cancelled() { Err(ExportError::Cancelled) } else { Ok(()) }
+}
 
 /// Writes a model directory, complete or not at all.
 ///
 /// # Errors
 /// [`ExportError`] when the sources are incomplete, contradict each other or ask for something that is not supported,
-/// when a weight is not finite, or when the output exists or cannot be written.
+/// when a weight is not finite, when the output exists or cannot be written, or when `progress` cancels.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = load(options)?;
     let storage = options.weights.within_budget(&input.blueprint, options.dtype)?;
@@ -69,13 +75,15 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     let formats =
         formats.with_offsets(&input.blueprint, |param, quantizer| input.weights.repacks(param, quantizer));
     let precision = Precision { dtype: options.dtype, formats };
-    let Emitted { graph, layout, .. } = emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
+    let Emitted { graph, layout, products, .. } =
+        emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
     }
     let staging = Staging::new(&options.output, options.existing)?;
     staging.reserve(DATA_FILE, Bytes(layout.bytes()))?;
     let sources = input.identify(progress)?;
+    check_cancelled(progress)?;
     let angles = input.blueprint.angles();
     let fill = Fill {
         layout: &layout,
@@ -85,6 +93,8 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     };
     write_weights(&staging.path(DATA_FILE), fill, progress)?;
     staging.write(GRAPH_FILE, &graph)?;
+    let base = AdapterBase::new(&input.config, &input.blueprint, products);
+    staging.write(adapter_base::FILE, &base.to_json())?;
     if let Some(tokenizer_files) = &input.tokenizer_files {
         tokenizer_files.write(&staging)?;
     }
@@ -95,6 +105,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
         staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
     }
     manifest.files = provenance::identify_all(&staging.files()?, Stage::Checksums, progress)?;
+    check_cancelled(progress)?;
     staging.write(manifest::FILE_NAME, manifest.to_json().as_bytes())?;
     staging.commit()?;
     Ok(Report {
@@ -118,7 +129,7 @@ pub fn check(options: &Options) -> Result<(), ExportError> {
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
     }
-    Ok(staging::check_existing(&options.output, options.existing)?)
+    Ok(staging::check_existing(&options.output, options.existing, manifest::FILE_NAME)?)
 }
 
 /// Identifies what an export would write: equal for equal sources, options and versions of the exporter, wherever the

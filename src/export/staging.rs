@@ -28,13 +28,15 @@ pub enum StagingError {
     },
     /// The output exists, and no export wrote it.
     #[error(
-        "{}: it exists and holds no {}, so it was not written by an export; remove it yourself, or choose another \
+        "{}: it exists and holds no {manifest}, so it was not written by an export; remove it yourself, or choose another \
          output",
-        path.display(), manifest::FILE_NAME
+        path.display()
     )]
     NotAModel {
         /// The output.
         path: PathBuf,
+        /// The file that an export writes there.
+        manifest: &'static str,
     },
     /// It has no name, like `/` or `..`.
     #[error("{}: expected the name of a directory to create", path.display())]
@@ -115,22 +117,33 @@ pub(super) struct Staging {
     dir: TempSibling,
     output: PathBuf,
     existing: Existing,
+    /// The file that marks an output of an earlier export.
+    manifest: &'static str,
 }
 
 impl Staging {
     /// Makes the hidden sibling of `output`, and the directories above it; removes what killed exports left there.
     pub(super) fn new(output: &Path, existing: Existing) -> Result<Self, StagingError> {
+        Self::with_manifest(output, existing, manifest::FILE_NAME)
+    }
+
+    /// As [`new`](Self::new), for an output that the file `manifest` marks.
+    pub(super) fn with_manifest(
+        output: &Path,
+        existing: Existing,
+        manifest: &'static str,
+    ) -> Result<Self, StagingError> {
         let no_name = || StagingError::NoName { path: output.into() };
         let name = output.file_name().ok_or_else(no_name)?;
-        check_existing(output, existing)?;
+        check_existing(output, existing, manifest)?;
         let parent = parent(output);
         let failed = |source| StagingError::Write { path: parent.into(), source };
         fs::create_dir_all(parent).map_err(failed)?;
         temp_dir::clear(parent, name);
         // A killed export may have left the old output aside, and `clear` restores it.
-        check_existing(output, existing)?;
+        check_existing(output, existing, manifest)?;
         let dir = TempSibling::new(parent, name).map_err(failed)?;
-        Ok(Self { dir, output: output.into(), existing })
+        Ok(Self { dir, output: output.into(), existing, manifest })
     }
 
     /// The path to write the file `name` to.
@@ -181,7 +194,7 @@ impl Staging {
 
     /// Puts the directory in its place.
     pub(super) fn commit(self) -> Result<(), StagingError> {
-        check_existing(&self.output, self.existing)?;
+        check_existing(&self.output, self.existing, self.manifest)?;
         let failed = |source| StagingError::Write { path: self.output.clone(), source };
         sync_dir(self.dir.path()).map_err(failed)?;
         if files::exists(&self.output) {
@@ -242,7 +255,11 @@ pub(super) fn check_apart(output: &Path, source: &Path) -> Result<(), StagingErr
 }
 
 /// Whether the output may be written.
-pub(super) fn check_existing(output: &Path, existing: Existing) -> Result<(), StagingError> {
+pub(super) fn check_existing(
+    output: &Path,
+    existing: Existing,
+    manifest: &'static str,
+) -> Result<(), StagingError> {
     let path = || output.to_owned();
     if !files::exists(output) {
         return Ok(());
@@ -250,8 +267,8 @@ pub(super) fn check_existing(output: &Path, existing: Existing) -> Result<(), St
     match existing {
         Existing::Keep => Err(StagingError::Exists { path: path() }),
         // A typing error must not remove a home directory.
-        Existing::Replace if !output.join(manifest::FILE_NAME).is_file() || output.is_symlink() => {
-            Err(StagingError::NotAModel { path: path() })
+        Existing::Replace if !output.join(manifest).is_file() || output.is_symlink() => {
+            Err(StagingError::NotAModel { path: path(), manifest })
         }
         Existing::Replace => Ok(()),
     }

@@ -280,6 +280,12 @@ impl TensorFile {
         Ok(values)
     }
 
+    /// Whether the numbers of `tensor` have 16 bits.
+    pub(super) fn is_half(&self, tensor: &str) -> bool {
+        let stored = self.tensors.get(tensor).map(|stored| &stored.stored_type);
+        matches!(stored, Some(Ok(StoredType::F16 | StoredType::BF16)))
+    }
+
     /// The type of a tensor that holds parts of packed weights.
     pub(super) fn part_type(&self, tensor: &str) -> Option<Dtype> {
         self.tensors.get(tensor).and_then(|stored| stored.stored_type.err())

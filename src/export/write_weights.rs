@@ -30,6 +30,9 @@ const PIECE: usize = 1 << 20;
 /// Why the data file could not be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteWeightsError {
+    /// The progress asked to stop.
+    #[error("cancelled")]
+    Cancelled,
     /// A weight cannot be read or merged.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -224,6 +227,9 @@ impl Writer<'_> {
         progress: &dyn Progress,
     ) -> Result<(), WriteWeightsError> {
         pieces.into_par_iter().try_for_each(|piece| {
+            if progress.is_cancelled() {
+                return Err(WriteWeightsError::Cancelled);
+            }
             progress.advance(self.write(&piece, feedback)?);
             Ok(())
         })

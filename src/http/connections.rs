@@ -11,9 +11,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use actix_web::{HttpMessage, HttpRequest};
 use tokio_util::sync::CancellationToken;
 
 /// Connections accepted beyond the limit.
@@ -121,6 +122,21 @@ impl Connections {
 }
 
 impl ConnectionHandle {
+    /// The connection of a request. HTTP/1 keeps it with the connection, HTTP/2 with each request.
+    pub(crate) fn of(request: &HttpRequest) -> Option<Self> {
+        request.conn_data::<Self>().or(request.extensions().get()).cloned()
+    }
+
+    /// How long no answer has been due.
+    pub(crate) fn idle_for(&self) -> Duration {
+        let state = &self.0.state;
+        if state.answers.get() + state.bodies.get() > 0 {
+            Duration::ZERO
+        } else {
+            state.since.get().elapsed()
+        }
+    }
+
     /// Sets what the client is doing.
     pub(crate) fn set_phase(&self, phase: Phase) {
         let state = &self.0.state;

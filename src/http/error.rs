@@ -94,6 +94,8 @@ pub(crate) enum ApiError {
     NodeNotFound { name: String },
     #[error("no model {asked:?}; available models: {served}")]
     ModelNotFound { asked: String, served: String },
+    #[error("model {model:?} has no adapter {asked:?}; {}", of_model(served))]
+    AdapterNotFound { model: String, asked: String, served: String },
     #[error("model {:?} is not available: {}", .0.id, .0.reason)]
     ModelUnavailable(Unavailable),
     #[error(
@@ -164,6 +166,7 @@ impl ApiError {
             Self::ResponseNotFound { .. } => (S::NOT_FOUND, "response_not_found"),
             Self::NodeNotFound { .. } => (S::NOT_FOUND, "node_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
+            Self::AdapterNotFound { .. } => (S::NOT_FOUND, "adapter_not_found"),
             Self::ModelUnavailable(_) => (S::SERVICE_UNAVAILABLE, "model_unavailable"),
             Self::NotFromHere => (S::FORBIDDEN, "not_from_here"),
             Self::NoKey | Self::WrongKey => (S::UNAUTHORIZED, "invalid_api_key"),
@@ -208,9 +211,10 @@ impl ApiError {
     pub(crate) fn param(&self) -> Option<&str> {
         match self {
             Self::Field(field) => Some(field.param()),
-            Self::ModelNotFound { .. } | Self::ModelUnavailable(_) | Self::ModelNotAllowed { .. } => {
-                Some("model")
-            }
+            Self::ModelNotFound { .. }
+            | Self::AdapterNotFound { .. }
+            | Self::ModelUnavailable(_)
+            | Self::ModelNotAllowed { .. } => Some("model"),
             Self::SavedPromptNotFound { .. } | Self::Failure(Failure::SavedPrompt { .. }) => Some("name"),
             Self::Constraint { param, .. } => Some(param),
             Self::Text(
@@ -279,6 +283,7 @@ impl ApiError {
                 "no worker is running, and it will not be restarted automatically".into()
             }
             Self::Failure(Failure::Model { model, .. }) => format!("model {model} cannot be loaded"),
+            Self::Failure(Failure::Adapter { name, .. }) => format!("adapter {name:?} cannot be loaded"),
             Self::Failure(Failure::Device { .. }) => "device error".into(),
             Self::Failure(Failure::OutOfMemory { .. }) => {
                 "out of device memory; shorten the prompt or request fewer tokens".into()
@@ -380,6 +385,7 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Context { .. } => (S::BAD_REQUEST, "context_length_exceeded"),
         Failure::UnknownToken { .. } => (S::BAD_REQUEST, "unknown_token"),
         Failure::Model { .. } => (S::SERVICE_UNAVAILABLE, "model_load_failed"),
+        Failure::Adapter { .. } => (S::SERVICE_UNAVAILABLE, "adapter_load_failed"),
         Failure::NanLogits { .. } => (S::SERVICE_UNAVAILABLE, "model_damaged"),
         Failure::NoEmbeddings => (S::NOT_IMPLEMENTED, "embeddings_unsupported"),
         Failure::Constraint { .. } => (S::BAD_REQUEST, "constraint_failed"),
@@ -393,6 +399,14 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::QueueTimeout { .. } => (S::GATEWAY_TIMEOUT, "queue_timeout"),
         Failure::Deadline { .. } => (S::GATEWAY_TIMEOUT, "deadline_exceeded"),
         Failure::ShuttingDown => (S::SERVICE_UNAVAILABLE, "shutting_down"),
+    }
+}
+
+/// The adapters of a model, for a message.
+fn of_model(served: &str) -> String {
+    match served {
+        "" => "it has none: `eka export-adapter` adds one".into(),
+        served => format!("its adapters: {served}"),
     }
 }
 

@@ -32,11 +32,12 @@
 //! | complete answers as JSON | choices × tokens × alternatives | offload, above 16 KiB |
 //! | `/v1/slot`, `/v1/models`, `/metrics` | the queue, 64 finished requests, fixed labels | HTTP thread |
 //! | `/openapi.json`, `/docs`, `/` | made once at startup; 100 KiB are copied | HTTP thread |
-//! | files of saved prompts | the speed of the disk | blocking thread pool |
+//! | files of saved prompts, manifests of adapters | the speed of the disk | blocking thread pool |
 //!
 //! When a client disconnects, actix-web drops its handler or stream, and with it the completion stream and the executor's
 //! ticket, which cancels the job.
 
+mod adapter_registry;
 mod body_memory;
 mod connections;
 mod documents;
@@ -46,6 +47,7 @@ mod field_error;
 mod formats;
 pub mod fuzzing;
 mod handlers;
+mod metric_names;
 mod middleware;
 mod model_registry;
 mod offload;
@@ -63,6 +65,7 @@ mod tls;
 
 pub(crate) use self::connections::SPARE as SPARE_CONNECTIONS;
 pub use self::{
+    adapter_registry::AdapterRegistry,
     error::Unavailable,
     model_registry::{AliasError, ModelRegistry},
     server::{

@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::error::{ApiError, Unavailable};
+use super::{
+    adapter_registry::{AdapterRegistry, ServedAdapter},
+    error::{ApiError, Unavailable},
+};
 use crate::{job::ModelId, text::Text};
 
 /// What Ollama's clients add to names.
@@ -22,6 +25,8 @@ pub struct ModelRegistry {
     entries: Arc<[ModelEntry]>,
     /// Further names, with the ids that they stand for.
     aliases: Arc<BTreeMap<String, String>>,
+    /// What is served beside the models.
+    pub(crate) adapters: AdapterRegistry,
 }
 
 /// An alias cannot be used.
@@ -55,7 +60,7 @@ impl ModelRegistry {
     /// The first of `entries` is the default model; there is at least one.
     #[must_use]
     pub fn new(entries: Vec<Result<Arc<Text>, Unavailable>>) -> Self {
-        Self { entries: entries.into(), aliases: Arc::default() }
+        Self { entries: entries.into(), aliases: Arc::default(), adapters: AdapterRegistry::default() }
     }
 
     /// Adds further names, each with the id of its model.
@@ -75,13 +80,49 @@ impl ModelRegistry {
         Ok(Self { aliases: Arc::new(aliases.iter().cloned().collect()), ..self })
     }
 
-    /// The id that a name in a request stands for; the name itself if it is unknown.
+    /// Serves adapters beside the models.
+    #[must_use]
+    pub fn with_adapters(self, adapters: AdapterRegistry) -> Self {
+        Self { adapters, ..self }
+    }
+
+    /// The id that a name in a request stands for, without the adapter; the name itself if it is unknown.
     pub(crate) fn resolve<'a>(&'a self, name: &'a str) -> &'a str {
-        let id = |name: &'a str| {
+        self.split(name).0
+    }
+
+    /// The model and the adapter that a name in a request stands for: `MODEL` or `MODEL:ADAPTER`.
+    fn split<'a>(&'a self, name: &'a str) -> (&'a str, Option<&'a str>) {
+        let exact = |name: &'a str| {
             let known = self.named(name).map(|_| name);
             known.or_else(|| self.aliases.get(name).map(String::as_str))
         };
-        id(name).or_else(|| id(name.strip_suffix(LATEST)?)).unwrap_or(name)
+        if let Some(id) = exact(name).or_else(|| exact(name.strip_suffix(LATEST)?)) {
+            return (id, None);
+        }
+        let parts = name.rsplit_once(':').and_then(|(model, adapter)| Some((exact(model)?, Some(adapter))));
+        parts.unwrap_or((name, None))
+    }
+
+    /// The adapter in the name of a requested model.
+    pub(crate) fn adapter(&self, asked: Option<&str>) -> Result<Option<Arc<ServedAdapter>>, ApiError> {
+        match asked.map(|asked| self.split(asked)) {
+            Some((model, Some(name))) => self.adapter_of(model, name).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The adapter of a model with this name.
+    pub(crate) fn adapter_of(&self, model: &str, name: &str) -> Result<Arc<ServedAdapter>, ApiError> {
+        self.adapters.find(model, name).ok_or_else(|| {
+            let served = self.adapters.of_model(model);
+            let served = served.iter().map(|adapter| format!("{:?}", adapter.name)).collect::<Vec<_>>();
+            ApiError::AdapterNotFound {
+                model: model.to_owned(),
+                asked: name.to_owned(),
+                served: served.join(", "),
+            }
+        })
     }
 
     /// Every model, in the order of the settings.
@@ -97,7 +138,9 @@ impl ModelRegistry {
         };
         let missing =
             || ApiError::ModelNotFound { asked: asked.unwrap_or_default().to_owned(), served: self.names() };
-        found.ok_or_else(missing)
+        let entry = found.ok_or_else(missing)?;
+        self.adapter(asked)?;
+        Ok(entry)
     }
 
     fn named(&self, name: &str) -> Option<&ModelEntry> {
@@ -118,6 +161,11 @@ impl ModelRegistry {
     pub fn names(&self) -> String {
         let names: Vec<_> = self.usable_ids().iter().map(|id| format!("{id:?}")).collect();
         names.join(", ")
+    }
+
+    /// The usable models.
+    pub fn texts(&self) -> impl Iterator<Item = &Arc<Text>> {
+        self.entries().filter_map(|entry| entry.as_ref().ok())
     }
 
     /// The ids of the usable models.
@@ -154,6 +202,24 @@ mod tests {
         {
             assert_eq!(registry.resolve(name), id);
         }
+    }
+
+    #[test]
+    fn an_adapter_follows_the_name_of_its_model_or_an_alias() {
+        let registry = registry().with_aliases(&[("gpt".to_owned(), "b".to_owned())]).unwrap();
+        for (name, parts) in [
+            ("a:x", ("a", Some("x"))),
+            ("gpt:x", ("b", Some("x"))),
+            ("b:latest", ("b", None)),
+            ("other:x", ("other:x", None)),
+        ] {
+            assert_eq!(registry.split(name), parts);
+        }
+        let message = registry.adapter(Some("gpt:x")).unwrap_err().to_string();
+        assert!(
+            message.contains("model \"b\" has no adapter \"x\"") && message.contains("export-adapter"),
+            "{message}"
+        );
     }
 
     #[test]

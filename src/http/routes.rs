@@ -14,6 +14,7 @@ use super::{
         OllamaChatAnswer, OllamaGenerate, OllamaGenerated, Response, ResponseEvent, Responses,
     },
     handlers::{
+        adapters::{self, ScannedAdapters},
         admin::{self, CommandAnswer, Draining, DrainingNode, LogLevel},
         embeddings::{self, EmbeddingList, OllamaEmbedding, OllamaEmbeddings, Reranked},
         generate::{count_tokens, generate},
@@ -423,6 +424,7 @@ fn admin() -> Vec<Route> {
         Route::new(GET, "/admin/cache", "The saved prompts (admin)", prompt_cache::list)
             .answers::<SavedPromptList>("The saved prompts.")
             .errors(&[(500, "The directory of saved prompts cannot be read.")]),
+        scan_adapters(),
         Route::new(POST, "/admin/log", "Set log.level (admin)", admin::log)
             .body::<LogRequest>([("level", "Warnings and errors only", json!({ "level": "warn" }))])
             .answers::<LogLevel>("The level is set."),
@@ -440,6 +442,20 @@ fn admin() -> Vec<Route> {
         .errors(&[(404, "No such node reports to this gateway.")]),
     ];
     routes.into_iter().map(|route| route.access(Access::Admin)).collect()
+}
+
+fn scan_adapters() -> Route {
+    Route::new(
+        POST,
+        "/admin/adapters",
+        "Read the directories of adapters again (admin)",
+        adapters::scan,
+    )
+    .details(
+        "Adapters that were copied to `adapters/` of a model, or removed from there, are served or refused from then on. \
+             The server does the same every `models.adapters_scan_ms`. Running requests keep their adapters.",
+    )
+    .answers::<ScannedAdapters>("The directories are read.")
 }
 
 fn operation() -> Vec<Route> {

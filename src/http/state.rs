@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     auth::AccessControl,
-    config::{Config, DefaultsFrom, UnknownFields},
+    config::{Config, DefaultsFrom, MetricNames, UnknownFields},
     executor::{Deadlines, Executor},
     job::{Command, CommandOutcome, Pooling, Readiness, SamplingDefaults},
     metrics::Metrics,
@@ -36,7 +36,7 @@ pub type Commands =
 /// Gives the readiness of each device, or of each slot of a cluster, by its name.
 pub type DeviceStates = Arc<dyn Fn() -> Vec<(String, Readiness)> + Send + Sync>;
 
-/// Makes a node of a cluster stop after the requests that it has; `false` if there is no such node.
+/// Makes a node of a cluster stop after the requests that it has; `false` if the node is unknown.
 pub type DrainNode = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Says whether something can answer requests for a model, by its id.
@@ -79,6 +79,8 @@ pub struct Settings {
     pub log_prompts: bool,
     /// How unknown request fields are handled.
     pub unknown_fields: UnknownFields,
+    /// Further names of metrics.
+    pub metric_names: MetricNames,
     /// Whether all API keys share one prefix cache.
     pub prefix_cache_shared: bool,
     /// Memory for stored responses; 0 stores none.
@@ -105,6 +107,7 @@ impl From<&Config> for Settings {
             pooling: engine.pooling,
             log_prompts: log.prompts,
             unknown_fields: server.unknown_fields,
+            metric_names: server.metric_names,
             prefix_cache_shared: engine.prefix_cache_shared,
             stored_responses: server.stored_responses_bytes,
             stored_responses_lifetime: server.stored_responses_ttl_ms.into(),

@@ -24,6 +24,9 @@ use x509_cert::{Certificate, der::Decode};
 
 use crate::{files, units::Bytes};
 
+/// HTTP/2 in TLS's list of application protocols.
+pub(crate) const HTTP2: &[u8] = b"h2";
+
 /// The certificate and key of the server.
 #[derive(Debug)]
 pub struct Tls {
@@ -121,7 +124,7 @@ impl Tls {
             .with_protocol_versions(&[&TLS13, &TLS12])
             .map_err(TlsError::Setup)?;
         let mut config = config.with_no_client_auth().with_cert_resolver(self);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
 

@@ -4,10 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{cache_salt::CacheSalt, failure::Failure, ids::ModelId, memory::Memory, request::KeepAlive};
+use super::{
+    adapters::JobAdapter, cache_salt::CacheSalt, failure::Failure, ids::ModelId, memory::Memory,
+    request::KeepAlive,
+};
 
 /// A command to a worker. It runs between two jobs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Load a model, unless it is loaded.
     Load {
@@ -33,7 +36,7 @@ pub enum Command {
 }
 
 /// A prompt that was saved to a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptToRestore {
     /// The model it was saved from.
     pub model: ModelId,
@@ -43,6 +46,8 @@ pub struct PromptToRestore {
     pub file: PathBuf,
     /// Only jobs with this salt may use it; `None` means all jobs.
     pub salt: Option<CacheSalt>,
+    /// The adapters that it was computed with.
+    pub adapters: Vec<JobAdapter>,
 }
 
 /// What a command did.

@@ -56,6 +56,14 @@ pub enum Failure {
          server for embeddings"
     )]
     NoEmbeddings,
+    /// An adapter could not be loaded. The worker keeps running.
+    #[error("adapter {name:?} cannot be used: {message}")]
+    Adapter {
+        /// The adapter.
+        name: String,
+        /// Why, and the way out.
+        message: String,
+    },
     /// No token satisfies the constraint. The worker keeps running.
     #[error("the constraint cannot be satisfied: {message}; simplify it or leave it out")]
     Constraint {

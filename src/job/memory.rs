@@ -49,16 +49,18 @@ pub struct Memory {
     pub anonymous: Option<Bytes>,
     /// The prefix cache's part of these, or of the device's memory.
     pub prefix_cache: Bytes,
+    /// The part of these that adapters take.
+    pub adapters: Bytes,
     /// The device's pool; GPUs have one.
     pub device: Option<DeviceMemory>,
 }
 
 impl Memory {
-    /// Anonymous memory without the prefix cache, which a trim frees. This must not grow over time.
+    /// Anonymous memory without the prefix cache and adapters, which a trim frees. This must not grow over time.
     #[must_use]
     pub fn lasting(&self) -> Option<Bytes> {
         // The cache in a pool is not anonymous memory.
         let kept = if self.device.is_none() { self.prefix_cache } else { Bytes(0) };
-        self.anonymous.map(|anonymous| Bytes(anonymous.0.saturating_sub(kept.0)))
+        self.anonymous.map(|anonymous| Bytes(anonymous.0.saturating_sub(kept.0 + self.adapters.0)))
     }
 }

@@ -3,6 +3,7 @@
 //! The queue, the supervisor and the worker process all use them, so they depend on nothing but units. Text is always token
 //! ids here: only the parent process tokenizes.
 
+mod adapters;
 mod cache_salt;
 mod commands;
 mod event;
@@ -15,6 +16,7 @@ mod request;
 mod sampling;
 
 pub use crate::device_spec::Pooling;
+pub use adapters::{AdapterKey, CacheScope, JobAdapter, PromptScope};
 pub use cache_salt::CacheSalt;
 pub use commands::{Command, CommandOutcome, CommandReport, PromptToRestore};
 pub use event::{DraftCounts, EndReason, Event, Finish, Step, Timings, Usage};

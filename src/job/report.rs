@@ -94,6 +94,7 @@ impl ModelReport {
             resident: grown(self.before.resident, self.after.resident),
             anonymous: grown(self.before.anonymous, self.after.anonymous),
             prefix_cache: Bytes(0),
+            adapters: Bytes(0),
             device: self.before.device.zip(self.after.device).map(|(before, after)| on_device(before, after)),
         }
     }

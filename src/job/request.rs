@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    adapters::{AdapterKey, CacheScope, JobAdapter},
     cache_salt::CacheSalt,
     ids::{JobId, ModelId},
     sampling::{LogprobOptions, Sampling},
@@ -43,6 +44,9 @@ pub struct Job {
     pub cache_prompt: bool,
     /// Which entries of the prefix cache it may use, and which jobs may use its own.
     pub cache_salt: CacheSalt,
+    /// Adapters that change the model for this job, in the order in which they are added.
+    #[serde(default)]
+    pub adapters: Vec<JobAdapter>,
     /// Gives the prompt's embedding instead of an answer.
     pub embedding: Option<Pooling>,
     /// Writes the prompt's cache to a file instead of generating an answer.
@@ -70,10 +74,17 @@ impl Job {
             trace: None,
             cache_prompt: true,
             cache_salt: CacheSalt::default(),
+            adapters: Vec::new(),
             embedding: None,
             save: None,
             end_tokens: Vec::new(),
         }
+    }
+
+    /// What another job must have in common with this one to share a prefix cache entry.
+    #[must_use]
+    pub fn cache_scope(&self) -> CacheScope {
+        CacheScope { salt: self.cache_salt, adapters: AdapterKey::of(&self.adapters) }
     }
 }
 

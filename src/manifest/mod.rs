@@ -5,15 +5,21 @@
 //! A directory that onnxruntime-genai's builder wrote has no manifest: its `genai_config.json` is read, which has nearly the
 //! same content.
 
+mod adapter;
 mod error;
 mod genai;
 mod identity;
+mod json;
 pub mod layout;
 mod read;
 mod types;
 mod validate;
 
 pub use self::{
+    adapter::{
+        ADAPTER_FILE, ADAPTER_SCHEMA, ADAPTER_TENSORS, ADAPTERS, AdapterManifest, AdapterManifestError,
+        AdapterPair, AdapterProduct, adapter_dir, is_adapter_name,
+    },
     error::ManifestError,
     identity::identity,
     read::{is_model, path},

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{FILE_NAME, Manifest, ManifestError, OLDEST_SCHEMA, SCHEMA, genai};
+use super::{FILE_NAME, Manifest, ManifestError, OLDEST_SCHEMA, SCHEMA, genai, json::to_json};
 use crate::files;
 
 impl Manifest {
@@ -40,13 +40,10 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The content of the file: indented, with a final newline.
+    /// The content of the file.
     #[must_use]
-    #[expect(clippy::missing_panics_doc, reason = "plain data with string keys")]
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("plain data serialises");
-        json.push('\n');
-        json
+        to_json(self)
     }
 }
 

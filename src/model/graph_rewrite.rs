@@ -5,33 +5,36 @@
 //! operator's layout, so ONNX Runtime never maps them. A `FusedMatMul` node with float weights becomes an `eka:MatMulFloat32` or
 //! `eka:MatMulFloat16`, over weights as they are in the file. A `GroupQueryAttention` node becomes an `eka:Attention`. If every
 //! attention node is replaced, the key-value cache may have a smaller element type, and the cache's inputs and outputs get that
-//! type. A node of the function for experts becomes an `eka:MoE`, `eka:MoEFloat32` or `eka:MoEFloat16`. Other nodes do not change. A graph that does not encode back to the same bytes, such as one from another exporter, is
-//! not changed at all.
+//! type. A node of the function for experts becomes an `eka:MoE`, `eka:MoEFloat32` or `eka:MoEFloat16`. Other nodes do not change. A
+//! graph that does not encode back to the same bytes, such as one from another exporter, is not changed at all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    sync::Arc,
 };
 
 use prost::Message;
 
 use super::{
-    external_data::{ExternalData, Scratch},
+    external_data::Initializers,
     float16_casts,
     graph_file::GraphFile,
     hidden_states,
-    moe_nodes::{self, Initializers},
+    moe_nodes::Experts,
+    packed_cache,
+    packed_matrices::MatrixSource,
+    scaled_casts::{self, ScaledCasts},
 };
 use crate::{
-    device::operators::{
-        ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MOE,
-        Operators, PackedWeights, QuantizedBlocks, WeightBits,
+    device::{
+        SessionOptions,
+        operators::{
+            ATTENTION, DOMAIN, Format, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MOE,
+            Operators, PRODUCT, WeightBits,
+        },
     },
-    device_spec::CacheChoice,
-    onnx::{
-        Attribute, AttributeType, ElementType, Extent, Graph, Model, Node, OperatorSet, Tensor, ValueInfo,
-        gqa,
-    },
+    device_spec::{CacheChoice, PackedFileChoice},
+    onnx::{Attribute, AttributeType, ElementType, Extent, Graph, Model, Node, OperatorSet, ValueInfo, gqa},
 };
 
 /// A graph with eka's operators.
@@ -79,13 +82,17 @@ const ROW_BY_ROW: [&str; 24] = [
 /// The graph in `file` with eka's operators wherever they compute the same. `None` if no node can be replaced or the graph cannot
 /// be decoded; ONNX Runtime then loads the file and reports the better error.
 ///
-/// `cache` is the type of the key-value cache; it applies only if every attention node is replaced. `head` is the name of the logits
+/// The type of the key-value cache in `options` applies only if every attention node is replaced. `head` is the name of the logits
 /// and the width of the hidden states.
-pub(super) fn rewrite(file: &GraphFile, cache: CacheChoice, head: (&str, usize)) -> Option<RewrittenGraph> {
+pub(super) fn rewrite(
+    file: &GraphFile,
+    options: &SessionOptions,
+    head: (&str, usize),
+) -> Option<RewrittenGraph> {
     let mut model = decode_if_lossless(file)?;
     let graph = model.graph.as_mut()?;
-    let format = cache_format_for(graph, cache);
-    let mut operators = replace_matmuls(graph, file.path().parent()?)?;
+    let format = cache_format_for(graph, options.cache);
+    let mut operators = replace_matmuls(graph, file, options.packed_file)?;
     if let Some(format) = replace_attention(graph, format) {
         operators.set_cache_format(format);
     }
@@ -139,123 +146,95 @@ fn cache_format_for(graph: &Graph, cache: CacheChoice) -> Format {
     }
 }
 
-/// Replaces the matrix products that eka's operators support, and packs quantized weights.
-fn replace_matmuls(graph: &mut Graph, dir: &Path) -> Option<Operators> {
-    let mut operators = Operators::default();
-    let mut data = ExternalData::new(dir);
-    let mut scratch = Scratch::default();
+/// What a product or sparse MLP is replaced by.
+enum Replacement {
+    Matrix(MatrixSource),
+    Experts(Box<Experts>),
+    /// The operator for float weights, and their columns and depth.
+    Float((&'static str, [usize; 2])),
+}
+
+impl Replacement {
+    fn of(node: &Node, initializers: &Initializers, casts: &ScaledCasts) -> Option<Self> {
+        let matrix = || MatrixSource::of(node, initializers, casts).map(Self::Matrix);
+        let experts = || Experts::of(node, initializers).map(Box::new).map(Self::Experts);
+        matrix().or_else(experts).or_else(|| float_operator(node, initializers).map(Self::Float))
+    }
+
+    /// The matrices to pack.
+    fn sources(&self) -> Vec<&MatrixSource> {
+        match self {
+            Self::Matrix(source) => vec![source],
+            Self::Experts(experts) => experts.sources().collect(),
+            Self::Float(_) => Vec::new(),
+        }
+    }
+}
+
+/// Replaces the matrix products and sparse MLPs that eka's operators support, and packs quantized weights.
+fn replace_matmuls(graph: &mut Graph, file: &GraphFile, packed_file: PackedFileChoice) -> Option<Operators> {
     let initializers: Initializers = graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
-    let scales = scaled_casts(&graph.node, &initializers);
-    for node in &mut graph.node {
-        if moe_nodes::replace(node, &initializers, &mut operators, (&mut data, &mut scratch)) {
-            continue;
+    let casts = scaled_casts::find(&graph.node, &initializers);
+    let replacements: Vec<_> =
+        graph.node.iter().map(|node| Replacement::of(node, &initializers, &casts)).collect();
+    // In the order of the graph, which is the order in which they are read.
+    let mut seen = BTreeSet::new();
+    let sources = replacements.iter().flatten().flat_map(Replacement::sources);
+    let distinct = sources.filter(|source| seen.insert(*source)).cloned().collect();
+    let (dir, name) = (file.path().parent()?, file.path().file_name()?.to_str()?);
+    let matrices = packed_cache::load(dir, name, distinct, packed_file);
+    let mut operators = Operators::default();
+    let mut numbers = BTreeMap::new();
+    for (node, replacement) in graph.node.iter_mut().zip(replacements) {
+        match replacement {
+            None => {}
+            Some(Replacement::Experts(experts)) => experts.replace(node, &matrices, &mut operators),
+            Some(Replacement::Float((operator, shape))) => {
+                operators.add_float_products();
+                (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
+                let product = operators.name_product(node.name.clone(), shape);
+                node.attribute = vec![number_attribute(PRODUCT, product)];
+            }
+            Some(Replacement::Matrix(source)) => {
+                let Some(matrix) = matrices.get(&source) else { continue };
+                let operator = match matrix.shape().bits {
+                    WeightBits::Four => MATMUL_INT4,
+                    WeightBits::Eight => MATMUL_INT8,
+                };
+                let number = *numbers.entry(source).or_insert_with(|| operators.add(Arc::clone(matrix)));
+                node.input.truncate(1);
+                (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
+                let shape = [matrix.columns(), matrix.depth()];
+                let product = operators.name_product(node.name.clone(), shape);
+                node.attribute = vec![number_attribute(MATRIX, number), number_attribute(PRODUCT, product)];
+            }
         }
-        if let Some(operator) = float_operator(node, &initializers) {
-            operators.add_float_products();
-            (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
-            node.attribute = Vec::new();
-            continue;
-        }
-        let Some((weights, operator)) =
-            packed_weights(node, (&initializers, &scales), &mut data, &mut scratch)
-        else {
-            continue;
-        };
-        let number = i64::try_from(operators.add(weights)).ok()?;
-        node.input.truncate(1);
-        (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
-        let r#type = AttributeType::Int.into();
-        node.attribute =
-            vec![Attribute { name: MATRIX.into(), i: Some(number), r#type, ..Attribute::default() }];
     }
     Some(operators)
 }
 
-/// The operator that computes what `node` does, if that is a product with a matrix `[columns, depth]` of float weights.
-fn float_operator(node: &Node, initializers: &Initializers) -> Option<&'static str> {
+fn number_attribute(name: &str, number: usize) -> Attribute {
+    let r#type = AttributeType::Int.into();
+    Attribute { name: name.into(), i: i64::try_from(number).ok(), r#type, ..Attribute::default() }
+}
+
+/// The operator that computes what `node` does, if that is a product with a matrix of float weights, and the matrix's columns and
+/// depth.
+fn float_operator(node: &Node, initializers: &Initializers) -> Option<(&'static str, [usize; 2])> {
     let [_, weights] = &node.input[..] else { return None };
     let [attribute] = &node.attribute[..] else { return None };
     let weights = initializers.get(&**weights)?;
     let is_transposed = attribute.name == "transB" && attribute.i == Some(1);
-    if node.op_type != "FusedMatMul" || !is_transposed || weights.dims.len() != 2 {
+    let [columns, depth] = weights.dims[..] else { return None };
+    if node.op_type != "FusedMatMul" || !is_transposed {
         return None;
     }
+    let shape = [usize::try_from(columns).ok()?, usize::try_from(depth).ok()?];
     match ElementType::try_from(weights.data_type) {
-        Ok(ElementType::Float) => Some(MATMUL_FLOAT32),
-        Ok(ElementType::Float16) => Some(MATMUL_FLOAT16),
+        Ok(ElementType::Float) => Some((MATMUL_FLOAT32, shape)),
+        Ok(ElementType::Float16) => Some((MATMUL_FLOAT16, shape)),
         _ => None,
     }
-}
-
-/// The packed weights of `node` and the operator for them, if it is a `MatMulNBits` that eka's operators support.
-fn packed_weights(
-    node: &Node,
-    (initializers, scaled): (&Initializers, &BTreeMap<String, ScaledCast>),
-    data: &mut ExternalData,
-    scratch: &mut Scratch,
-) -> Option<(PackedWeights, &'static str)> {
-    let number = |name: &str| {
-        let attribute = node.attribute.iter().find(|attribute| attribute.name == name)?;
-        usize::try_from(attribute.i?).ok()
-    };
-    let (codes, scales, zero_points) = match &node.input[..] {
-        [_, codes, scales] => (codes, scales, None),
-        [_, codes, scales, zero_points] => (codes, scales, Some(zero_points)),
-        _ => return None,
-    };
-    if node.op_type != "MatMulNBits" || number("accuracy_level") != Some(4) {
-        return None;
-    }
-    let bits = WeightBits::of(number("bits")?)?;
-    let (columns, depth, block) = (number("N")?, number("K")?, number("block_size")?);
-    data.read_codes(initializers.get(&**codes)?, &mut scratch.codes)?;
-    match scaled.get(scales) {
-        Some(ScaledCast { tensor, factor }) => {
-            data.read_floats(tensor, scratch)?;
-            scratch.scales.iter_mut().for_each(|scale| *scale *= factor);
-        }
-        None => data.read_floats(initializers.get(&**scales)?, scratch)?,
-    }
-    match zero_points {
-        Some(zero_points) => data.read_codes(initializers.get(&**zero_points)?, &mut scratch.zero_points)?,
-        None => scratch.zero_points.clear(),
-    }
-    let Scratch { codes, scales, zero_points, packed, .. } = scratch;
-    let source = QuantizedBlocks { bits, columns, depth, block, codes, scales, zero_points };
-    let operator = match bits {
-        WeightBits::Four => MATMUL_INT4,
-        WeightBits::Eight => MATMUL_INT8,
-    };
-    Some((PackedWeights::new(source, packed)?, operator))
-}
-
-/// A constant that a graph casts and multiplies.
-struct ScaledCast {
-    tensor: Tensor,
-    factor: f32,
-}
-
-/// The scales that are stored in 16 bits, by the names of the float32 scales that the graph makes of them: the outputs of a `Mul` by
-/// a number, of a `Cast` of a constant.
-fn scaled_casts(nodes: &[Node], initializers: &Initializers) -> BTreeMap<String, ScaledCast> {
-    let float = i64::from(i32::from(ElementType::Float));
-    let casts: BTreeMap<&str, &Tensor> = nodes
-        .iter()
-        .filter(|node| node.op_type == "Cast" && node.attribute.iter().all(|to| to.i == Some(float)))
-        .filter_map(|node| match (&node.input[..], &node.output[..]) {
-            ([input], [output]) => Some((&**output, *initializers.get(&**input)?)),
-            _ => None,
-        })
-        .collect();
-    let scaled = |node: &Node| {
-        let ([cast, factor], [output]) = (&node.input[..], &node.output[..]) else { return None };
-        let factor = initializers.get(&**factor)?;
-        let is_single = factor.data_type == i32::from(ElementType::Float) && factor.dims.is_empty();
-        let bytes = <[u8; 4]>::try_from(&*factor.raw_data).ok().filter(|_| is_single)?;
-        let tensor = (*casts.get(&**cast)?).clone();
-        Some((output.clone(), ScaledCast { tensor, factor: f32::from_le_bytes(bytes) }))
-    };
-    nodes.iter().filter(|node| node.op_type == "Mul").filter_map(scaled).collect()
 }
 
 /// Replaces the attention nodes that eka's operator supports. Returns the resulting format of the key-value cache: `format` if every

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{IntegrityError, ModelError, graph_file::GraphFile, validate};
+use super::{IntegrityError, ModelError, graph_file::GraphFile, packed_cache, validate};
 use crate::{
     device_spec::Verify,
     files,
@@ -45,6 +45,9 @@ pub fn check_directory(dir: &Path, verify: Verify, scope: Scope) -> Result<(), M
             tracing::warn!("{}: no hashes were recorded; export the model again to have them", dir.display());
         }
         records.par_iter().try_for_each(|record| check_hash(dir, record))?;
+        packed_cache::remove_if_damaged(dir, &manifest.graph.file).map_err(|source| {
+            IntegrityError::Read { path: packed_cache::path(dir, &manifest.graph.file), source }
+        })?;
     }
     validate::check_declarations(&manifest, &graph)
         .map_err(|source| ModelError::Graph { path: graph.path().into(), source: Box::new(source) })

@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     device::{
-        Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions, Threads, operators::Format,
+        Device, DeviceError, Graph, Pool, Runtime, Session, SessionOptions, Threads,
+        operators::{AdapterSlot, Format, Operators},
     },
     manifest::{Dtype, Lengths, Manifest},
     units::Bytes,
@@ -26,6 +27,8 @@ pub struct Model {
     /// The output with hidden states, if the graph has one.
     pub(super) hidden: Option<String>,
     takes_sequences: bool,
+    /// Where its products take adapters.
+    pub(super) adapters: Option<AdapterSlot>,
     /// The graph gives only the logits of the last token.
     gives_last_alone: bool,
 }
@@ -116,12 +119,14 @@ impl Model {
         let changed = if on_gpu || !options.own_operators {
             None
         } else {
-            graph_rewrite::rewrite(&file, options.cache, (&manifest.graph.logits, manifest.dims.hidden))
+            graph_rewrite::rewrite(&file, &options, (&manifest.graph.logits, manifest.dims.hidden))
         };
         let cache = changed.as_ref().and_then(|changed| changed.operators.cache());
         let is_row_invariant = changed.as_ref().is_some_and(|changed| changed.is_row_invariant);
         let takes_sequences = changed.as_ref().is_some_and(|changed| changed.takes_sequences);
         let hidden = changed.as_ref().and_then(|changed| changed.hidden.clone());
+        let adapters = changed.as_ref().map(|changed| &changed.operators).filter(|all| all.multiplies());
+        let adapters = adapters.map(Operators::adapter_slot);
         let graph = graph(&file, changed);
         let captures = options.captures && on_gpu && file.can_repeat_steps(&manifest.graph);
         let options = SessionOptions { captures, ..options };
@@ -131,7 +136,16 @@ impl Model {
         validate::check_ports(&manifest, cache, &session.inputs(), &session.outputs()).map_err(wrong)?;
         let logits = session.outputs().into_iter().find(|port| port.name == manifest.graph.logits);
         let gives_last_alone = logits.is_some_and(|port| port.shape.get(1) == Some(&1));
-        Ok(Self { manifest, session, cache, is_row_invariant, hidden, takes_sequences, gives_last_alone })
+        Ok(Self {
+            manifest,
+            session,
+            cache,
+            is_row_invariant,
+            hidden,
+            takes_sequences,
+            adapters,
+            gives_last_alone,
+        })
     }
 
     /// The manifest of the directory.

@@ -3,6 +3,7 @@
 //! The graph's inputs and outputs are compared with the manifest before the first run. So a graph that belongs to another manifest,
 //! or a file that was edited by hand, is an error at load that names the tensor.
 
+mod adapters;
 mod cache;
 mod cache_shape;
 mod error;
@@ -16,10 +17,14 @@ mod host_cache;
 mod integrity;
 mod load;
 mod moe_nodes;
+mod packed_cache;
+mod packed_matrices;
 mod pass;
+mod scaled_casts;
 mod validate;
 
 pub use self::{
+    adapters::{AdapterLoadError, LoadedAdapter},
     cache::Cache,
     cache_shape::expected_cache_shape,
     error::{GraphError, IntegrityError, ModelError},

@@ -1,45 +1,59 @@
-//! Replaces the nodes that compute experts by eka's operators, and packs quantized weights.
+//! Replaces the nodes that compute experts by eka's operators.
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use super::external_data::{ExternalData, Scratch};
+use super::{
+    external_data::{Initializers, TensorRange},
+    packed_matrices::{Matrices, MatrixSource},
+    scaled_casts::ScaleFactor,
+};
 use crate::{
     device::operators::{
-        DOMAIN, MIXTURE, MOE, MOE_FLOAT16, MOE_FLOAT32, MOE_NUMBERS, Mixture, Operators, PackedWeights,
-        QuantizedBlocks, Routing, Scores, SwiGlu, WeightBits,
+        DOMAIN, MIXTURE, MOE, MOE_FLOAT16, MOE_FLOAT32, MOE_NUMBERS, Mixture, Operators, Routing, Scores,
+        SwiGlu, WeightBits,
     },
-    onnx::{Attribute, AttributeType, ElementType, Node, Tensor, moe},
+    onnx::{Attribute, AttributeType, ElementType, Node, moe},
 };
 
-/// The tensors of a graph, by name.
-pub(super) type Initializers<'a> = BTreeMap<&'a str, &'a Tensor>;
+/// A node that computes experts.
+pub(super) struct Experts {
+    node: MoeNode,
+    operator: &'static str,
+    /// The weights of gate, up and down, an expert each; none for float weights.
+    sources: [Vec<MatrixSource>; 3],
+}
 
-/// Replaces `node` if it computes experts that eka's operators support; whether it does.
-pub(super) fn replace(
-    node: &mut Node,
-    initializers: &Initializers,
-    operators: &mut Operators,
-    (data, scratch): (&mut ExternalData, &mut Scratch),
-) -> bool {
-    if node.domain != moe::DOMAIN || !node.op_type.starts_with(moe::NAME) {
-        return false;
+impl Experts {
+    /// The experts of `node`, if it has some that eka's operators support.
+    pub(super) fn of(node: &Node, initializers: &Initializers) -> Option<Self> {
+        if node.domain != moe::DOMAIN || !node.op_type.starts_with(moe::NAME) {
+            return None;
+        }
+        let node = Settings(node).read()?;
+        let (sources, operator) = node.sources(initializers)?;
+        Some(Self { node, operator, sources })
     }
-    let replaced = Settings(node).read().and_then(|settings| {
-        let (weights, operator) = settings.weights(initializers, (data, scratch))?;
-        let mixture = Mixture { matrices: weights, ..settings.mixture };
-        let number = i64::try_from(operators.add_mixture(mixture)).ok()?;
-        Some((settings.inputs, operator, number))
-    });
-    let Some((inputs, operator, number)) = replaced else { return false };
-    (node.domain, node.op_type) = (DOMAIN.into(), operator.into());
-    node.input = inputs;
-    if operator == MOE {
-        node.input.truncate(MOE_NUMBERS);
+
+    /// The matrices to pack.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &MatrixSource> {
+        self.sources.iter().flatten()
     }
-    let r#type = AttributeType::Int.into();
-    node.attribute =
-        vec![Attribute { name: MIXTURE.into(), i: Some(number), r#type, ..Attribute::default() }];
-    true
+
+    /// Replaces `node`, which they are of, if all their matrices could be packed.
+    pub(super) fn replace(self, node: &mut Node, matrices: &Matrices, operators: &mut Operators) {
+        let packed = |sources: Vec<MatrixSource>| {
+            sources.iter().map(|source| matrices.get(source).cloned()).collect::<Option<Vec<_>>>()
+        };
+        let [Some(gate), Some(up), Some(down)] = self.sources.map(packed) else { return };
+        let mixture = Mixture { matrices: [gate, up, down], ..self.node.mixture };
+        let Ok(number) = i64::try_from(operators.add_mixture(mixture)) else { return };
+        (node.domain, node.op_type) = (DOMAIN.into(), self.operator.into());
+        node.input = self.node.inputs;
+        if self.operator == MOE {
+            node.input.truncate(MOE_NUMBERS);
+        }
+        let r#type = AttributeType::Int.into();
+        node.attribute =
+            vec![Attribute { name: MIXTURE.into(), i: Some(number), r#type, ..Attribute::default() }];
+    }
 }
 
 /// The attributes of a node.
@@ -127,14 +141,10 @@ impl Settings<'_> {
 }
 
 impl MoeNode {
-    /// The packed weights of gate, up and down, none for float weights, and the operator for them.
-    fn weights(
-        &self,
-        initializers: &Initializers,
-        (data, scratch): (&mut ExternalData, &mut Scratch),
-    ) -> Option<([Vec<Arc<PackedWeights>>; 3], &'static str)> {
+    /// The weights of gate, up and down, none where they are floats, and the operator for them.
+    fn sources(&self, initializers: &Initializers) -> Option<([Vec<MatrixSource>; 3], &'static str)> {
         let mut tensors = self.inputs[MOE_NUMBERS..].iter().map(|name| initializers.get(&**name).copied());
-        let mut matrices = <[Vec<_>; 3]>::default();
+        let mut sources = <[Vec<_>; 3]>::default();
         if self.formats.iter().all(|(bits, ..)| *bits == 0) {
             let elements =
                 [tensors.next()??, tensors.next()??, tensors.next()??].map(|tensor| tensor.data_type);
@@ -146,28 +156,35 @@ impl MoeNode {
             } else {
                 return None;
             };
-            return Some((matrices, operator));
+            return Some((sources, operator));
         }
-        for (part, matrices) in matrices.iter_mut().enumerate() {
+        let experts = self.mixture.routing.experts;
+        for (part, sources) in sources.iter_mut().enumerate() {
             let (bits, block, has_zero_points) = self.formats[part];
             let [columns, depth] = self.shapes[part];
-            let bits = WeightBits::of(bits)?;
+            WeightBits::of(bits)?;
             let (codes, scales) = (tensors.next()??, tensors.next()??);
             let zero_points = if has_zero_points { Some(tensors.next()??) } else { None };
-            let experts = self.mixture.routing.experts;
             for expert in 0..experts {
-                let of = (expert, experts);
-                data.read_codes_of(codes, of, &mut scratch.codes)?;
-                data.read_floats_of(scales, of, scratch)?;
-                match zero_points {
-                    Some(tensor) => data.read_codes_of(tensor, of, &mut scratch.zero_points)?,
-                    None => scratch.zero_points.clear(),
-                }
-                let Scratch { codes, scales, zero_points, packed, .. } = &mut *scratch;
-                let source = QuantizedBlocks { bits, columns, depth, block, codes, scales, zero_points };
-                matrices.push(Arc::new(PackedWeights::new(source, packed)?));
+                let of = |tensor| TensorRange::part(tensor, expert, experts);
+                let zero_points = match zero_points {
+                    Some(tensor) => Some(of(tensor)?),
+                    None => None,
+                };
+                let (codes, scales) = (of(codes)?, of(scales)?);
+                let factor = ScaleFactor::ONE;
+                sources.push(MatrixSource {
+                    bits,
+                    columns,
+                    depth,
+                    block,
+                    codes,
+                    scales,
+                    factor,
+                    zero_points,
+                });
             }
         }
-        Some((matrices, MOE))
+        Some((sources, MOE))
     }
 }

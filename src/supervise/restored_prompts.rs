@@ -51,7 +51,13 @@ mod tests {
     use super::*;
 
     fn prompt(model: &str, name: &str) -> PromptToRestore {
-        PromptToRestore { model: model.into(), name: name.into(), file: name.into(), salt: None }
+        PromptToRestore {
+            model: model.into(),
+            name: name.into(),
+            file: name.into(),
+            salt: None,
+            adapters: Vec::new(),
+        }
     }
 
     fn restored() -> RestoredPrompts {

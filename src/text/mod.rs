@@ -14,6 +14,8 @@ pub mod fuzzing;
 mod growth;
 mod length;
 mod model;
+#[cfg(test)]
+mod published;
 mod reasoning;
 mod rendering;
 #[cfg(test)]

@@ -25,11 +25,26 @@ impl<W: Write> Server<W> {
     pub(super) fn generate(&mut self, jobs: &[Job]) -> Result<(), WorkerError> {
         let Some(first) = jobs.first() else { return Ok(()) };
         wire::write(&FromWorker::Accepted { job: first.id }, &mut self.output)?;
+        if let Some(loaded) = self.models.get_mut(&first.model)
+            && let Err(failure) = self.adapters.activate(&first.model, loaded, &first.adapters)
+        {
+            return self.refuse(jobs, &failure);
+        }
         if self.can_run_together(jobs) && self.generate_together(jobs)? {
             return Ok(());
         }
         let last = jobs.len().saturating_sub(1);
         jobs.iter().enumerate().try_for_each(|(number, job)| self.generate_one(job, number == last))
+    }
+
+    /// Fails all jobs of a group before they begin.
+    fn refuse(&mut self, jobs: &[Job], failure: &Failure) -> Result<(), WorkerError> {
+        for job in jobs {
+            let (job, failure) = (job.id, failure.clone());
+            wire::write(&FromWorker::Failed { job, failure, poisoned: false }, &mut self.output)?;
+        }
+        self.signals.forget_cancelled();
+        Ok(())
     }
 
     /// Whether one pass can compute a step of all these jobs.
@@ -129,7 +144,7 @@ impl<W: Write> Server<W> {
             return Ok(read);
         }
         let (mut outcome, began) = (*outcome, Instant::now());
-        let written = saved_prompts::save(loaded, &job.model, &job.prompt, to, |written| {
+        let written = saved_prompts::save(loaded, job, to, |written| {
             wire::write(&FromWorker::Saving { job: job.id, written }, output).map_err(SaveError::Pipe)?;
             if signals.stops(job) { Err(SaveError::Cancelled) } else { Ok(()) }
         });

@@ -3,7 +3,7 @@
 //! Both are loaded, trimmed and unloaded together, and memory reports count them as one. A draft model that cannot be loaded is
 //! only a warning: answers are the same without it, but slower.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::error::LoadError;
 use crate::{
@@ -24,6 +24,8 @@ pub(super) struct LoadedModel {
     pub(super) guides: Guides,
     /// Identity of the model's files. Saved prompts carry it.
     pub(super) identity: String,
+    /// The directory that it was loaded from.
+    pub(super) dir: PathBuf,
     /// Name of the draft model in `speculation`.
     pub(super) draft: Option<ModelId>,
 }
@@ -92,8 +94,9 @@ impl ModelOpener<'_> {
     }
 
     fn model(&self, dir: &Path) -> Result<Model, LoadError> {
-        let WorkerSpec { own_operators, cuda_graphs: captures, kv_cache: cache, .. } = *self.spec;
-        let options = SessionOptions { threads: self.threads, own_operators, captures, cache };
+        let WorkerSpec { own_operators, cuda_graphs: captures, kv_cache: cache, packed_file, .. } =
+            *self.spec;
+        let options = SessionOptions { threads: self.threads, own_operators, captures, cache, packed_file };
         Ok(Model::open_on(self.device, dir, options)?)
     }
 
@@ -135,7 +138,7 @@ impl OpenedModel {
         let (draft, speculation) = ready.transpose()?.flatten().unzip();
         let guides = Guides::new(dir.to_path_buf(), timeline.vocabulary());
         let speculation = speculation.unwrap_or_default();
-        let mut loaded = LoadedModel { timeline, speculation, guides, identity, draft };
+        let mut loaded = LoadedModel { timeline, speculation, guides, identity, dir: dir.into(), draft };
         // The report should count the models and not their caches.
         loaded.clear_to(Bytes(0));
         Ok(loaded)

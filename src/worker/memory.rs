@@ -35,8 +35,9 @@ pub(super) struct MemoryTracker {
     trim: TrimPolicy,
     /// Memory at the last measurement. Reused as the value before the next job, because measuring would delay its first token.
     idle: Memory,
-    /// The prefix cache's part of `idle`.
+    /// The parts of `idle` that the prefix cache and adapters take.
     prefix_cache: Bytes,
+    adapters: Bytes,
     /// Whether a job has run since the pool was last trimmed. Without one there is nothing to trim.
     is_used: bool,
 }
@@ -44,8 +45,8 @@ pub(super) struct MemoryTracker {
 impl MemoryTracker {
     /// Starts with a first measurement.
     pub(super) fn new(pool: Option<Pool>, trim: TrimPolicy) -> Self {
-        let (idle, prefix_cache) = (Memory::default(), Bytes(0));
-        let mut tracker = Self { pool, trim, idle, prefix_cache, is_used: true };
+        let (idle, none) = (Memory::default(), Bytes(0));
+        let mut tracker = Self { pool, trim, idle, prefix_cache: none, adapters: none, is_used: true };
         tracker.settle();
         tracker
     }
@@ -68,6 +69,11 @@ impl MemoryTracker {
         self.prefix_cache = prefix_cache;
     }
 
+    /// Sets the size of the adapters in memory for the next report.
+    pub(super) const fn set_adapters(&mut self, adapters: Bytes) {
+        self.adapters = adapters;
+    }
+
     /// Peak of the pool since the job began.
     pub(super) fn peak(&self) -> Option<DevicePeak> {
         Some(device_peak(self.pool.as_ref()?))
@@ -78,8 +84,8 @@ impl MemoryTracker {
         process_memory::release_free_heap();
         process_memory::reset_peak();
         let process_memory::ProcessMemory { resident, anonymous, .. } = process_memory::memory();
-        let (prefix_cache, device) = (self.prefix_cache, self.device());
-        self.idle = Memory { resident, anonymous, prefix_cache, device };
+        let (prefix_cache, adapters, device) = (self.prefix_cache, self.adapters, self.device());
+        self.idle = Memory { resident, anonymous, prefix_cache, adapters, device };
         self.idle
     }
 

@@ -15,6 +15,7 @@
 //! The worker loads and unloads models as the parent asks. The parent decides, because it knows how much memory each model took
 //! before, also in an earlier worker.
 
+mod adapters;
 mod error;
 pub mod faults;
 mod jobs;

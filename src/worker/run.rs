@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    adapters::AdapterCache,
     error::WorkerError,
     faults::{FaultInjector, FaultPlan},
     memory::MemoryTracker,
@@ -63,8 +64,8 @@ pub fn run(
         memory: memory.idle(),
     };
     wire::write(&FromWorker::Started(report), &mut output)?;
-    Server { models: Default::default(), device, spec, threads, signals, output, memory, faults }
-        .serve(&frames)
+    let (models, adapters) = (Default::default(), AdapterCache::new(spec.adapters));
+    Server { models, device, spec, threads, signals, output, memory, faults, adapters }.serve(&frames)
 }
 
 fn open(spec: &WorkerSpec) -> Result<Device, OpenError> {

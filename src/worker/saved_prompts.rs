@@ -4,7 +4,7 @@ use super::{error::WorkerError, loaded_model::LoadedModel};
 use crate::{
     device::DeviceError,
     engine::{EngineError, Forward, Timeline},
-    job::{Failure, ModelId, PromptToRestore, SaveAs},
+    job::{AdapterKey, Failure, Job, JobAdapter, ModelId, PromptScope, PromptToRestore, SaveAs},
     prompt_store::{
         ExpectedPrompt, PromptInfo, PromptName, PromptNameError, PromptReader, PromptStoreError, PromptWriter,
     },
@@ -52,21 +52,20 @@ impl SaveError {
     }
 }
 
-/// Writes `tokens`, which must be those in the timeline, with their keys and values to a file. `progress` gets the number of bytes
+/// Writes the prompt of `job`, which must be in the timeline, with its keys and values to a file. `progress` gets the number of bytes
 /// so far and can stop the work with an error.
 pub(super) fn save(
     loaded: &LoadedModel,
-    model: &ModelId,
-    tokens: &[u32],
+    job: &Job,
     to: &SaveAs,
     mut progress: impl FnMut(Bytes) -> Result<(), SaveError>,
 ) -> Result<Bytes, SaveError> {
     progress(Bytes(0))?;
-    let LoadedModel { timeline, identity, .. } = loaded;
+    let (LoadedModel { timeline, identity, .. }, tokens) = (loaded, &job.prompt);
     let name = PromptName::try_from(to.name.as_str()).map_err(SaveError::Name)?;
     let head = PromptInfo {
-        model: model.0.clone(),
-        identity: identity.clone(),
+        model: model_name(&job.model, &job.adapters),
+        identity: AdapterKey::of(&job.adapters).identity(identity),
         saved_at: PromptInfo::now(),
         tokens: tokens.len(),
         shape: timeline.model().cache_shape(),
@@ -81,12 +80,18 @@ pub(super) fn save(
     Ok(writer.finish()?)
 }
 
+/// The model's name in requests: with its adapter, if it has one.
+fn model_name(model: &ModelId, adapters: &[JobAdapter]) -> String {
+    let names = adapters.iter().map(|adapter| adapter.name.as_str());
+    [model.0.as_str()].into_iter().chain(names).collect::<Vec<_>>().join(":")
+}
+
 /// Restores a prompt from its file; returns its number of tokens.
 pub(super) fn restore(loaded: &mut LoadedModel, prompt: &PromptToRestore) -> Result<usize, Failure> {
     let LoadedModel { timeline, identity, .. } = loaded;
     let expected = ExpectedPrompt {
-        model: prompt.model.0.clone(),
-        identity: identity.clone(),
+        model: model_name(&prompt.model, &prompt.adapters),
+        identity: AdapterKey::of(&prompt.adapters).identity(identity),
         shape: timeline.model().cache_shape(),
         capacity: timeline.capacity(),
         vocabulary: timeline.vocabulary(),
@@ -113,7 +118,7 @@ enum RestoreError {
 fn try_restore(
     timeline: &mut Timeline,
     expected: &ExpectedPrompt,
-    PromptToRestore { name, file, salt, .. }: &PromptToRestore,
+    PromptToRestore { name, file, salt, adapters, .. }: &PromptToRestore,
 ) -> Result<usize, RestoreError> {
     let mut reader = PromptReader::open(file)?;
     // The tokens come first: their number gives the size, which must fit before it is allocated.
@@ -127,6 +132,7 @@ fn try_restore(
     cache.tensors_mut().try_for_each(|tensor| reader.tensor(tensor))?;
     reader.finish()?;
     let count = tokens.len();
-    timeline.restore(name.clone(), *salt, tokens, cache);
+    let scope = PromptScope { salt: *salt, adapters: AdapterKey::of(adapters) };
+    timeline.restore(name.clone(), scope, tokens, cache);
     Ok(count)
 }

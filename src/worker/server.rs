@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    adapters::AdapterCache,
     error::{LoadError, WorkerError},
     faults::{FaultInjector, FaultPoint},
     loaded_model::{LoadedModel, ModelOpener},
@@ -34,6 +35,7 @@ pub(super) struct Server<W> {
     pub(super) output: W,
     pub(super) memory: MemoryTracker,
     pub(super) faults: FaultInjector,
+    pub(super) adapters: AdapterCache,
 }
 
 impl<W: Write> Server<W> {
@@ -49,6 +51,7 @@ impl<W: Write> Server<W> {
                 Some(ToWorker::Unload(model)) => {
                     // Dropping the session frees its memory in heap and pool, which then can return it to the system.
                     drop(self.models.remove(&model));
+                    self.adapters.forget(Some(&model));
                     self.update_cache_size();
                     let held = self.memory.settle();
                     let memory = self.trim_to_due(Duration::ZERO).unwrap_or(held);
@@ -56,6 +59,7 @@ impl<W: Write> Server<W> {
                 }
                 Some(ToWorker::Trim) => {
                     self.forget(None);
+                    self.adapters.forget(None);
                     self.clear_others(None);
                     let memory = self.trim(Bytes(0));
                     wire::write(&FromWorker::Trimmed { memory }, &mut self.output)?;
@@ -173,10 +177,11 @@ impl<W: Write> Server<W> {
         self.update_cache_size();
     }
 
-    /// Updates the size of the prefix cache in memory reports.
+    /// Updates the sizes of the prefix cache and of adapters in memory reports.
     pub(super) fn update_cache_size(&mut self) {
         let kept = self.models.values().map(|loaded| loaded.kept().0).sum();
         self.memory.set_prefix_cache(Bytes(kept));
+        self.memory.set_adapters(self.adapters.bytes());
     }
 
     fn restore(&mut self, prompt: &PromptToRestore) -> Result<(), WorkerError> {

@@ -213,7 +213,7 @@ async fn invalid_logprobs_and_n_are_refused_by_name() {
         (CHAT, json!({ "logprobs": true, "top_logprobs": 21 }), "top_logprobs"),
         (CHAT, json!({ "n": 9 }), "n"),
         (COMPLETIONS, json!({ "n": 0 }), "n"),
-        (COMPLETIONS, json!({ "logprobs": 6 }), "logprobs"),
+        (COMPLETIONS, json!({ "logprobs": 21 }), "logprobs"),
         (COMPLETIONS, json!({ "n": 3, "best_of": 2 }), "best_of"),
     ] {
         let request = match route {

@@ -6,6 +6,7 @@ mod compatibility;
 mod defaults;
 mod embeddings;
 mod errors;
+mod http2;
 mod logprobs;
 mod ollama;
 mod openapi;

@@ -130,7 +130,9 @@ async fn generate_lite_reports_timings_and_memory() {
     assert_eq!((&timings["prefill_ms"], &timings["decode_ms"]), (&json!(20.0), &json!(100.0)));
     assert_eq!(timings["decode_tokens_per_second"], json!(130.0));
     assert!(timings["total_ms"].as_f64().unwrap() >= timings["queue_ms"].as_f64().unwrap());
-    let before = json!({ "resident": 300 << 20, "anonymous": 100 << 20, "prefix_cache": 0, "device": null });
+    let before = json!({
+        "resident": 300 << 20, "anonymous": 100 << 20, "prefix_cache": 0, "adapters": 0, "device": null,
+    });
     assert_eq!(answer["memory"]["before"], before);
     assert_eq!(answer["memory"]["peak"], json!({ "resident": 400 << 20, "device": null }));
     let (_, other) = server.ask(NATIVE, &json!({ "prompt": "Please" })).await;

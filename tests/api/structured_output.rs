@@ -55,6 +55,44 @@ async fn answers_match_their_schema_in_ten_languages_greedy_sampled_and_streamed
 }
 
 #[tokio::test]
+async fn structural_tags_are_enforced_in_the_shapes_of_vllm_and_xgrammar() {
+    let program = Program::start(&[]).await;
+    let of_integer = json!({ "type": "object", "properties": { "a": { "type": "integer", "minimum": 1, "maximum": 9 } }, "required": ["a"] });
+    let content = json!({ "type": "json_schema", "json_schema": of_integer });
+    let tag = json!({ "type": "tag", "begin": "<f>", "content": content, "end": "</f>" });
+    let one = json!({ "type": "triggered_tags", "triggers": ["<f>"], "tags": [tag], "at_least_one": true, "stop_after_first": true });
+    let structures = json!([{ "begin": "<f>", "schema": of_integer, "end": "</f>" }]);
+    let ends_with_tag = |text: &str| {
+        let (_, rest) = text.split_once("<f>").unwrap_or_else(|| panic!("{text}"));
+        let value: Value = serde_json::from_str(rest.strip_suffix("</f>").unwrap()).unwrap();
+        assert!((1..=9).contains(&value["a"].as_u64().unwrap()), "{text}");
+    };
+    let chat = |more: &Value| {
+        with(json!({ "messages": [{ "role": "user", "content": "Hello" }], "max_tokens": 400 }), more)
+    };
+    for fields in [
+        json!({ "response_format": { "type": "structural_tag", "format": tag } }),
+        json!({ "structured_outputs": { "structural_tag": json!({ "format": tag }).to_string() } }),
+    ] {
+        let (status, answer) = program.ask(CHAT, &chat(&fields)).await;
+        assert_eq!(status, 200, "{answer}");
+        ends_with_tag(answer["choices"][0]["message"]["content"].as_str().unwrap());
+    }
+    let biased = json!({ "logit_bias": {}, "response_format": { "type": "structural_tag", "format": one } });
+    let (status, answer) = program.ask(CHAT, &chat(&biased)).await;
+    assert_eq!(status, 200, "{answer}");
+    if answer["choices"][0]["finish_reason"] == "stop" {
+        ends_with_tag(answer["choices"][0]["message"]["content"].as_str().unwrap());
+    }
+    let older = json!({ "response_format": { "type": "structural_tag", "structures": structures, "triggers": ["<f"] } });
+    let (status, answer) = program.ask(CHAT, &chat(&older)).await;
+    assert_eq!(status, 200, "{answer}");
+    let wrong = json!({ "response_format": { "type": "structural_tag", "format": { "type": "tag" } } });
+    let (status, error) = program.ask(CHAT, &chat(&wrong)).await;
+    assert_eq!((status, &error["error"]["param"]), (400, &json!("response_format")), "{error}");
+}
+
+#[tokio::test]
 async fn response_format_is_enforced_in_chat_and_completions() {
     let program = Program::start(&[]).await;
     let named = json!({ "name": "word", "strict": true, "schema": schema() });

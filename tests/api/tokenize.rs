@@ -81,6 +81,18 @@ async fn with_pieces_returns_bytes_where_a_character_is_split() {
 }
 
 #[tokio::test]
+async fn return_token_strs_adds_the_texts_of_the_tokens() {
+    let server = server();
+    let answer = ok(&server, TOKENIZE, json!({ "prompt": "a b", "return_token_strs": true })).await;
+    let texts: Vec<&str> =
+        answer["token_strs"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    assert_eq!(
+        (texts.concat().as_str(), texts.len()),
+        ("<s>a b", answer["tokens"].as_array().unwrap().len())
+    );
+}
+
+#[tokio::test]
 async fn apply_template_returns_the_prompt_of_a_chat_request() {
     let server = Server::start(ServerOptions::default());
     let prompt = ok(&server, APPLY, json!({ "messages": conversation() })).await["prompt"].clone();

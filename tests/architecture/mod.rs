@@ -36,7 +36,7 @@ const LAYERS: &str = "
     supervise: child_process files job log_queue metrics otel wire units
     executor: job metrics otel units
     cluster: executor job metrics units
-    http: auth config constraint executor files job metrics sandbox prompt_store text otel units
+    http: auth config constraint executor files job manifest metrics sandbox prompt_store text otel units
     client:
     smoke: client
     loadgen: client

@@ -13,13 +13,19 @@ use crate::support::{
     program::{argument, cache_setting, eka, expected, run, text},
 };
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 20] = [
     "serve",
     "gateway",
     "node",
     "generate",
+    "run",
     "export",
+    "export-adapter",
     "inspect",
+    "list",
+    "rm",
+    "ps",
+    "stop",
     "verify",
     "doctor",
     "bench",
@@ -269,7 +275,7 @@ fn there_is_a_man_page_for_each_command() {
     assert!(made.status.success(), "{}", text(&made.stderr));
     let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
     for command in COMMANDS {
-        assert!(read("eka.1").contains(&format!("eka\\-{command}(1)")), "{command}");
+        assert!(read("eka.1").contains(&format!("eka\\-{}(1)", command.replace('-', "\\-"))), "{command}");
         let page = read(&format!("eka-{command}.1"));
         for section in ["NAME", "SYNOPSIS", "\"EXIT STATUS\"", "ENVIRONMENT", "FILES"] {
             assert!(page.contains(&format!(".SH {section}\n")), "{section} of {command}");

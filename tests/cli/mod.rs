@@ -2,6 +2,7 @@
 
 mod commands;
 mod contract;
+mod first_contact;
 mod load_generator;
 mod smoke;
 mod terminal;

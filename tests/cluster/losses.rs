@@ -83,6 +83,37 @@ async fn a_node_that_is_killed_loses_no_token() {
 }
 
 #[tokio::test]
+async fn choices_with_scores_and_a_form_continue_as_they_began() {
+    let cluster = Cluster::start(2).await;
+    let mut request = long();
+    for (field, value) in [
+        ("n", json!(2)),
+        ("seed", json!(7)),
+        ("temperature", json!(1)),
+        ("logprobs", json!(2)),
+        ("guided_regex", json!("[a-z ]{2000}")),
+    ] {
+        request[field] = value;
+    }
+    request.as_object_mut().unwrap().remove("ignore_eos");
+    let (status, wanted) = cluster.gateway.ask("/v1/completions", &request).await;
+    assert_eq!(status, 200, "{wanted}");
+    let ((status, answer), ()) = tokio::join!(cluster.gateway.ask("/v1/completions", &request), async {
+        let node = cluster.running_node().await;
+        sleep(Duration::from_millis(700)).await;
+        send_signal("KILL", cluster.nodes[node].pid());
+    });
+    assert_eq!((status, &answer["timings"]["resumed"]), (200, &json!(1)), "{answer}");
+    for choice in 0..2 {
+        let (before, after) = (&wanted["choices"][choice], &answer["choices"][choice]);
+        assert_eq!(before["text"], after["text"]);
+        // The scores of tokens before the loss are kept, and none is there twice.
+        assert_eq!(before["logprobs"]["tokens"], after["logprobs"]["tokens"]);
+        assert_eq!(after["logprobs"]["tokens"].as_array().unwrap().len(), TOKENS);
+    }
+}
+
+#[tokio::test]
 async fn late_tokens_of_a_node_that_was_stopped_are_dropped() {
     let cluster = Cluster::start(2).await;
     let wanted = undisturbed(&cluster.gateway).await;

@@ -4,6 +4,7 @@ mod affinity;
 mod answers;
 mod credentials;
 mod losses;
+mod models;
 mod operators;
 mod queue;
 mod rolling_restart;

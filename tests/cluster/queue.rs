@@ -1,5 +1,6 @@
 //! The queue of tickets: its bound, what is in it, and who may take from it.
 
+use eka::cluster::JOB_FORMAT;
 use serde_json::{Value, json};
 
 use crate::support::{cluster::Cluster, processes::send_signal};
@@ -74,12 +75,14 @@ async fn a_gateway_gives_no_request_to_a_node_that_is_too_old() {
     cluster.running_node().await;
     let beat = futures_util::StreamExt::next(&mut states).await.unwrap();
     let subject = beat.subject.replace(".beat", ".claim");
-    let claim = rmp_serde::to_vec_named(&OldRequest::Claim { job: 1, node: "old", format: 0 }).unwrap();
+    let claim =
+        rmp_serde::to_vec_named(&OldRequest::Claim { job: 1, node: "old", format: JOB_FORMAT - 1 }).unwrap();
     let answer = client.request(subject.clone(), claim.into()).await.unwrap();
     let answer: Value = rmp_serde::from_slice(&answer.payload).unwrap();
     assert!(answer["Refused"]["reason"].as_str().unwrap().contains("upgrade the node"), "{answer}");
     // One that is new enough has to wait for its turn, and bytes of others do no harm.
-    let claim = rmp_serde::to_vec_named(&OldRequest::Claim { job: 1, node: "new", format: 1 }).unwrap();
+    let claim =
+        rmp_serde::to_vec_named(&OldRequest::Claim { job: 1, node: "new", format: JOB_FORMAT }).unwrap();
     let answer = client.request(subject.clone(), claim.into()).await.unwrap();
     assert_eq!(rmp_serde::from_slice::<Value>(&answer.payload).unwrap(), json!("Taken"));
     client.publish(subject, "{}".into()).await.unwrap();

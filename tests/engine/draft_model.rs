@@ -11,7 +11,7 @@ use eka::{
     constraint::Guides,
     engine::{self, EngineError, Forward, GenerationSummary, Speculation, Step, Timeline},
     export::{self, Options, Source},
-    job::{CacheSalt, Constraint, Job, JobId, Sampling},
+    job::{CacheScope, Constraint, Job, JobId, Sampling},
     text::{TokenizerMismatch, check_same_tokens},
 };
 use futures_util::StreamExt;
@@ -55,8 +55,8 @@ impl Forward for Counted<'_> {
         self.timeline.rewind(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
-        self.timeline.begin(tokens, max, salt)
+    fn begin(&mut self, tokens: &[u32], max: usize, scope: CacheScope) -> usize {
+        self.timeline.begin(tokens, max, scope)
     }
 
     fn reserve(&mut self, more: usize) -> Result<(), EngineError> {

@@ -69,10 +69,10 @@ fn plain(dir: &Path) -> Timeline {
 }
 
 /// The root of the mean square of the difference, as a share of that of `expected`.
-fn off(found: &[f32], expected: &[f32]) -> f32 {
+fn off(found: &[f32], expected: &[f32]) -> f64 {
     let size = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| f64::from(x * x)).sum::<f64>();
     let difference = size(&mut found.iter().zip(expected).map(|(a, b)| a - b));
-    (difference / size(&mut expected.iter().copied())).sqrt() as f32
+    (difference / size(&mut expected.iter().copied())).sqrt()
 }
 
 #[test]
@@ -159,16 +159,7 @@ fn an_adapter_of_single_experts_is_merged_into_them() {
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
         fs::copy(base.join(name), changed.join(name)).unwrap();
     }
-    let bytes = fs::read(base.join("model.safetensors")).unwrap();
-    let stored = SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = stored
-        .iter()
-        .map(|(name, tensor)| {
-            let halfs = tensor.data().as_chunks::<2>().0.iter();
-            let values = halfs.map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect();
-            (name.to_owned(), (tensor.shape().to_vec(), values))
-        })
-        .collect();
+    let mut tensors = tensors_of(&base);
     let mut adapter = BTreeMap::new();
     for (expert, part) in [(0, "down_proj"), (3, "gate_proj"), (7, "up_proj")] {
         let module = format!("model.layers.1.mlp.experts.{expert}.{part}");
@@ -205,4 +196,121 @@ fn an_adapter_of_single_experts_is_merged_into_them() {
     let (merged, expected) = (logits(&base, adapters, "merged"), logits(&changed, Vec::new(), "whole"));
     assert!(off(&merged, &expected) < 1e-5, "{}", off(&merged, &expected));
     assert!(off(&merged, &unchanged) > 0.01, "the adapter changes nothing");
+}
+
+/// The tensors of a checkpoint in float16, as float32.
+fn tensors_of(base: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let bytes = fs::read(base.join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let widened = |(name, tensor): (&str, TensorView)| {
+        let halfs = tensor.data().as_chunks::<2>().0.iter();
+        let values = halfs.map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect();
+        (name.to_owned(), (tensor.shape().to_vec(), values))
+    };
+    stored.iter().map(widened).collect()
+}
+
+fn weights_of(base: PathBuf, output: &Path) -> Vec<u8> {
+    let weights = storage(WeightFormat::Int4, ZeroPoints::PerBlock);
+    exported(Source::Checkpoint { base, adapters: Vec::new() }, weights, Dtype::Float32, output);
+    fs::read(output.join("model.onnx.data")).unwrap()
+}
+
+/// transformers 5 has gate and up of all experts in one tensor in memory, and some programs save that.
+#[test]
+fn experts_in_tensors_of_all_give_the_same_export_as_experts_in_tensors_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base("qwen3_moe", dir.path());
+    let mut tensors = tensors_of(&base);
+    for layer in 0..2 {
+        let module = format!("model.layers.{layer}.mlp.experts");
+        let mut take = |expert: usize, part: &str| {
+            tensors.remove(&format!("{module}.{expert}.{part}_proj.weight")).unwrap().1
+        };
+        let (mut both, mut down) = (Vec::new(), Vec::new());
+        for expert in 0..8 {
+            both.extend([take(expert, "gate"), take(expert, "up")].concat());
+            down.extend(take(expert, "down"));
+        }
+        tensors.insert(format!("{module}.gate_up_proj"), (vec![8, 48, 32], both));
+        tensors.insert(format!("{module}.down_proj"), (vec![8, 32, 24], down));
+    }
+    let alone = weights_of(base.clone(), &dir.path().join("alone"));
+    write(&base.join("model.safetensors"), &tensors);
+    assert!(weights_of(base, &dir.path().join("together")) == alone);
+}
+
+/// The values of four bits in MXFP4.
+const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+/// gpt-oss is published with the weights of experts in blocks of 32 floats of four bits, and an exponent for each.
+#[test]
+fn experts_of_gpt_oss_in_mxfp4_are_the_numbers_that_they_stand_for() {
+    const EXPERTS: usize = 6;
+    let dir = tempfile::tempdir().unwrap();
+    let base = base("gpt_oss", dir.path());
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(base.join("config.json")).unwrap()).unwrap();
+    config["intermediate_size"] = json!(64);
+    fs::write(base.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = tensors_of(&base);
+    let mut packed: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for layer in 0..2 {
+        let module = format!("model.layers.{layer}.mlp.experts");
+        tensors
+            .insert(format!("{module}.gate_up_proj_bias"), (vec![EXPERTS, 128], vec![0.25; EXPERTS * 128]));
+        for (name, rows, columns) in [("gate_up_proj", 128, 32), ("down_proj", 32, 64)] {
+            let blocks = EXPERTS * rows * columns / 32;
+            let codes: Vec<u8> =
+                (0..blocks * 16).map(|at| (at * 37 + at / 11 + layer).to_le_bytes()[0]).collect();
+            let exponents: Vec<u8> = (0..blocks).map(|at| 122 + (at % 5).to_le_bytes()[0]).collect();
+            let number = |expert: usize, row: usize, column: usize| {
+                let at = (expert * rows + row) * columns + column;
+                let code = codes[at / 2] >> (at % 2 * 4) & 15;
+                let size = E2M1[usize::from(code & 7)] * (f32::from(exponents[at / 32]) - 127.0).exp2();
+                if code & 8 == 0 { size } else { -size }
+            };
+            // In floats, as [experts, in, out].
+            let mut values = Vec::new();
+            for expert in 0..EXPERTS {
+                for column in 0..columns {
+                    values.extend((0..rows).map(|row| number(expert, row, column)));
+                }
+            }
+            tensors.insert(format!("{module}.{name}"), (vec![EXPERTS, columns, rows], values));
+            packed.push((format!("{module}.{name}_blocks"), vec![EXPERTS, rows, columns / 32, 16], codes));
+            packed.push((format!("{module}.{name}_scales"), vec![EXPERTS, rows, columns / 32], exponents));
+        }
+    }
+    write(&base.join("model.safetensors"), &tensors);
+    let whole = weights_of(base.clone(), &dir.path().join("whole"));
+    tensors.retain(|name, _| !name.ends_with("_proj") || !name.contains("experts"));
+    let floats = tensors.iter().map(|(name, (shape, values))| {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        (name.clone(), Stored::F32, shape.clone(), bytes)
+    });
+    let all: Vec<_> = floats
+        .chain(packed.into_iter().map(|(name, shape, bytes)| (name, Stored::U8, shape, bytes)))
+        .collect();
+    let views = all.iter().map(|(name, stored, shape, bytes)| {
+        (name.clone(), TensorView::new(*stored, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &base.join("model.safetensors")).unwrap();
+    config["quantization_config"] = json!({ "quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"] });
+    fs::write(base.join("config.json"), config.to_string()).unwrap();
+    assert!(weights_of(base, &dir.path().join("packed")) == whole);
+}
+
+/// DeepSeek-V3 and GLM-4.5 are published with a layer behind the last that predicts the token after the next one.
+#[test]
+fn layers_that_predict_further_tokens_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base("deepseek_v3", dir.path());
+    let mut tensors = tensors_of(&base);
+    let alone = weights_of(base.clone(), &dir.path().join("alone"));
+    for name in ["eh_proj.weight", "mlp.experts.0.up_proj.weight"] {
+        tensors.insert(format!("model.layers.3.{name}"), (vec![2, 2], vec![0.5; 4]));
+    }
+    write(&base.join("model.safetensors"), &tensors);
+    assert!(weights_of(base, &dir.path().join("with-another-layer")) == alone);
 }

@@ -1,5 +1,6 @@
 //! Models and decoding: architectures, drafts, caches, memory pools.
 
+mod adapters;
 mod architectures;
 mod demo_answers;
 mod device_pool;

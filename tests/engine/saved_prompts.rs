@@ -9,7 +9,7 @@ use eka::{
     device::{DeviceError, DeviceTensor, HostCopy, SessionOptions},
     device_spec::CacheChoice,
     engine::{self, Forward, Speculation, Timeline, TimelineOptions},
-    job::{Job, JobId, LogprobOptions},
+    job::{AdapterKey, Job, JobId, LogprobOptions, PromptScope},
     model::Model,
     units::Bytes,
 };
@@ -74,7 +74,8 @@ fn restore(timeline: &mut Timeline, name: &str, prompt: &[u32], tensors: &[Vec<u
     let mut kept = timeline.model().host_cache(prompt.len()).unwrap();
     assert_eq!(kept.bytes(), timeline.model().cache_shape().bytes(prompt.len()));
     kept.tensors_mut().zip(tensors).for_each(|(to, from)| to.copy_from_slice(from));
-    timeline.restore(name.into(), None, prompt.to_vec(), kept);
+    let scope = PromptScope { salt: None, adapters: AdapterKey::NONE };
+    timeline.restore(name.into(), scope, prompt.to_vec(), kept);
 }
 
 /// A second timeline continues what the first saved, and requests in between do not evict it.

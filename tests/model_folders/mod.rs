@@ -4,5 +4,6 @@ mod cache;
 mod disabled;
 mod links;
 mod manifest;
+mod packed_file;
 mod special_files;
 mod templates;

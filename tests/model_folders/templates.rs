@@ -104,6 +104,7 @@ fn an_export_keeps_every_template_and_special_token() {
     assert_eq!(
         recorded,
         [
+            "adapter_base.json",
             "additional_chat_templates/tool_use.jinja",
             "chat_template.jinja",
             "generation_config.json",

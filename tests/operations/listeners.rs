@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use crate::support::{
+    http2,
     program::{Program, run, text},
     server::eventually,
 };
@@ -32,6 +33,10 @@ async fn a_unix_socket_and_a_second_port_answer_like_the_first() {
     for path in ["/readyz", "/admin/cache"] {
         assert!(get(&socket, path).await.starts_with("HTTP/1.1 200 OK"), "its clients are local: {path}");
     }
+    // HTTP/2 as well, and its clients are local too.
+    let mut over_http2 = http2::client(UnixStream::connect(&socket).await.unwrap()).await;
+    let asked = hyper::Request::get("http://localhost/admin/cache").body(String::new()).unwrap();
+    assert_eq!(over_http2.send_request(asked).await.unwrap().status(), 200);
     let lines = program.logged("listening_also");
     let second = lines.iter().find_map(|line| line.split_once("listening on 127.0.0.1:")).unwrap().1;
     let port: u16 = second.split(' ').next().unwrap().parse().unwrap();

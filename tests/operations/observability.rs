@@ -4,6 +4,7 @@ use std::{fs, sync::Arc};
 
 use eka::{
     auth::{AccessControl, Keys, Rules},
+    config::MetricNames,
     job::Readiness,
     units::Bytes,
 };
@@ -88,6 +89,31 @@ async fn kv_cache_usage(server: &Server) -> f64 {
     let text = server.get("/metrics").send().await.unwrap().text().await.unwrap();
     let figure = text.lines().find_map(|line| line.strip_prefix("eka_kv_cache_usage_ratio "));
     figure.unwrap_or_else(|| panic!("not in:\n{text}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn metric_names_repeats_metrics_under_the_names_of_others_in_both_formats() {
+    let server = Server::start(ServerOptions { metric_names: MetricNames::All, ..ServerOptions::default() });
+    assert_eq!(server.ask("/generate-lite", &json!({ "prompt": "x" })).await.0, 200);
+    let metrics = async |accept: &str| {
+        server.get("/metrics").header("accept", accept).send().await.unwrap().text().await.unwrap()
+    };
+    for text in [metrics("*/*").await, metrics("application/openmetrics-text").await] {
+        for name in [
+            "vllm:num_requests_waiting{",
+            "vllm:time_to_first_token_seconds_bucket{",
+            "vllm:generation_tokens_total{",
+            "gen_ai_server_request_duration_seconds_count{",
+        ] {
+            assert!(
+                text.lines().any(|line| line.starts_with(name) && line.contains("\"demo\"")),
+                "{name} is missing in\n{text}"
+            );
+        }
+        let heads: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+        let unique: std::collections::HashSet<_> = heads.iter().collect();
+        assert_eq!(heads.len(), unique.len(), "every metric is described once");
+    }
 }
 
 #[tokio::test]

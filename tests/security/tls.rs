@@ -16,6 +16,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::support::{
+    http2,
     program::{Program, argument, run, text},
     server::{Server, ServerOptions},
 };
@@ -113,12 +114,17 @@ async fn a_new_certificate_does_not_drop_connections() {
 }
 
 #[tokio::test]
-async fn tls_negotiates_http_1_1_and_rejects_http_2_only_clients() {
+async fn tls_negotiates_http_1_1_and_http_2() {
     let (files, certificate) = Files::new();
-    let (_server, _tls, address) = start(&files);
+    let (server, _tls, address) = start(&files);
     let connection = connect(&address, &certificate).await.unwrap();
     assert_eq!(connection.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-    let refused = connect_to_speak(b"h2", &address, &certificate).await.unwrap_err().to_string();
+    let connection = connect_to_speak(b"h2", &address, &certificate).await.unwrap();
+    let mut client = http2::client(connection).await;
+    let answer = client.send_request(http2::request(&server, "/livez", None)).await.unwrap();
+    assert_eq!((answer.version(), answer.status().as_u16()), (hyper::Version::HTTP_2, 200));
+    assert!(http2::text(answer).await.contains("alive"));
+    let refused = connect_to_speak(b"spdy/3", &address, &certificate).await.unwrap_err().to_string();
     assert!(refused.contains("NoApplicationProtocol"), "{refused}");
 }
 

@@ -136,11 +136,7 @@ impl Cluster {
             started.push(start_node(&nats, number, &flags).await);
         }
         let models = tempfile::tempdir().unwrap();
-        let (export, dir) = (started[0].export(), models.path().join("demo"));
-        fs::create_dir(&dir).unwrap();
-        for name in TEXT_FILES.iter().filter(|name| export.join(name).is_file()) {
-            fs::copy(export.join(name), dir.join(name)).unwrap();
-        }
+        copy_texts(&started[0].export(), &models.path().join("demo"));
         let gateway = start_gateway(&nats, models.path(), &flags).await;
         let cluster = Self { gateway, nodes: started, nats, models, flags };
         cluster.has_slots(nodes).await;
@@ -185,6 +181,14 @@ impl Cluster {
             node.metrics_with("eka_slot_busy 0\n").await;
         }
         begun.elapsed()
+    }
+}
+
+/// Copies what a gateway needs of a model.
+pub(crate) fn copy_texts(export: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in TEXT_FILES.iter().filter(|name| export.join(name).is_file()) {
+        fs::copy(export.join(name), to.join(name)).unwrap();
     }
 }
 

@@ -1,10 +1,12 @@
 //! What tests share: servers, programs, models, and checks. Tests borrow from here only.
 
+pub(crate) mod adapters;
 pub(crate) mod cluster;
 pub(crate) mod decoding;
 pub(crate) mod export_sources;
 pub(crate) mod faulty_worker;
 pub(crate) mod files;
+pub(crate) mod http2;
 pub(crate) mod json_schema;
 pub(crate) mod model_folder;
 pub(crate) mod models;

@@ -10,7 +10,7 @@ use std::{
 
 use eka::{
     device::{Pool, Runtime, SessionOptions, pool::PoolOptions},
-    device_spec::CacheChoice,
+    device_spec::{CacheChoice, PackedFileChoice},
     engine::{Timeline, TimelineOptions},
     export::Options,
     model::Model,
@@ -26,8 +26,13 @@ pub(crate) fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| Runtime::load(None).unwrap())
 }
 
-pub(crate) const OPTIONS: SessionOptions =
-    SessionOptions { threads: 1, own_operators: true, captures: false, cache: CacheChoice::Auto };
+pub(crate) const OPTIONS: SessionOptions = SessionOptions {
+    threads: 1,
+    own_operators: true,
+    captures: false,
+    cache: CacheChoice::Auto,
+    packed_file: PackedFileChoice::Auto,
+};
 
 pub(crate) fn open_directory(dir: &Path, chunk: usize) -> Timeline {
     open_with(dir, chunk, OPTIONS)

@@ -11,7 +11,7 @@ use std::{
 };
 
 use eka::{
-    config::{DefaultsFrom, UnknownFields},
+    config::{DefaultsFrom, MetricNames, UnknownFields},
     executor::{Deadlines, Executor, Limits},
     http::{AppState, Life, Listener, Settings, serve},
     job::{
@@ -60,6 +60,7 @@ pub(crate) struct ServerOptions {
     /// Token ids sent instead of [`ANSWER`], followed by the end token.
     pub(crate) answer: Option<&'static str>,
     pub(crate) unknown_fields: UnknownFields,
+    pub(crate) metric_names: MetricNames,
     pub(crate) sampling_defaults: DefaultsFrom,
     /// Most tokens of an answer whose request sets no limit; `None` for the rest of the context.
     pub(crate) default_max_new: Option<usize>,
@@ -82,6 +83,7 @@ impl Default for ServerOptions {
             template: None,
             answer: None,
             unknown_fields: UnknownFields::Refuse,
+            metric_names: MetricNames::Eka,
             sampling_defaults: DefaultsFrom::Eka,
             default_max_new: Some(64),
             stored_responses: Bytes(0),
@@ -142,6 +144,7 @@ impl Server {
             pooling: Pooling::Last,
             log_prompts: false,
             unknown_fields: wish.unknown_fields,
+            metric_names: wish.metric_names,
             prefix_cache_shared: false,
             stored_responses: wish.stored_responses,
             stored_responses_lifetime: Duration::from_secs(60),

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use eka::{
-    device_spec::{CacheChoice, DeviceChoice},
+    device_spec::{CacheChoice, DeviceChoice, PackedFileChoice},
     job::KeepAlive,
     supervise::{Budgets, ModelSource, Recycle, WorkerConfig},
     trim_policy::TrimPolicy,
@@ -19,6 +19,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
         processors: Vec::new(),
         own_operators: true,
         kv_cache: CacheChoice::Auto,
+        packed_file: PackedFileChoice::Auto,
         prefill_chunk,
         context_length,
         device: DeviceChoice::Cpu,
@@ -26,6 +27,7 @@ pub(crate) fn worker_spec(prefill_chunk: usize, context_length: Option<usize>) -
         trim: TrimPolicy::default(),
         kv_keep: Bytes(0),
         prefix_cache: Bytes(0),
+        adapters: Bytes::mib(64),
         draft_tokens: 0,
         exact: false,
         cuda_graphs: false,

@@ -1,5 +1,6 @@
 //! Worker processes: restarts, injected faults, several devices and models, device memory.
 
+mod adapters;
 mod device_memory;
 mod gpu_detection;
 mod injected_faults;

@@ -138,11 +138,11 @@ impl<'a> ChatSession<'a> {
     async fn generate(&mut self, asked: &str) -> anyhow::Result<Answer> {
         let (prompt, max_new) = self.prompt(asked)?;
         let cancel = CancellationToken::new();
-        let mut stream = StdoutStream::new(true);
+        let mut stream = StdoutStream::for_reading();
         let generation =
             self.model.generate((prompt, max_new), &self.wanted, &cancel, |text| stream.write(text));
         let (answer, _) = interruptible(generation, &cancel).await;
-        let _ = stream.write("\n");
+        let _ = stream.finish().and_then(|()| stream.write("\n"));
         let answer = answer?;
         match answer.end {
             StopReason::Stop => {}

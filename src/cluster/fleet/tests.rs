@@ -72,7 +72,7 @@ fn two_processes_with_one_name_are_noticed_and_a_restart_is_not_taken_for_that()
 fn the_node_with_the_longest_beginning_is_found_if_it_takes_jobs() {
     let (fleet, now) = (Fleet::new(), Instant::now());
     fleet.note(state("one", 1, &[10]), now);
-    assert!(!fleet.keeps_prompts(), "there is no other node to choose");
+    assert!(!fleet.keeps_prompts(), "a single node leaves nothing to choose");
     fleet.note(state("two", 1, &[10, 11]), now);
     assert!(fleet.keeps_prompts());
     let found = fleet.holder(POOL, &[10, 11, 12]).unwrap();

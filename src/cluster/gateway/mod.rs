@@ -124,7 +124,7 @@ impl Gateway {
         operate::on_all_nodes(&self.shared, command).await
     }
 
-    /// Tells a node to stop after the requests that it has; `false` if there is no such node.
+    /// Tells a node to stop after the requests that it has; `false` if the node is unknown.
     pub async fn drain_node(&self, node: &str) -> bool {
         operate::drain(&self.shared, node).await
     }

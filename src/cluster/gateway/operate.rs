@@ -39,7 +39,7 @@ pub(super) async fn on_all_nodes(shared: &Arc<Shared>, command: Command) -> Vec<
     if outcomes.is_empty() { vec![failed(None, "no node serves the model")] } else { outcomes }
 }
 
-/// Tells a node to stop after its jobs; `false` if there is no such node.
+/// Tells a node to stop after its jobs; `false` if the node is unknown.
 pub(super) async fn drain(shared: &Arc<Shared>, node: &str) -> bool {
     let is_known = shared.fleet.present(None).iter().any(|present| present == node);
     if is_known {

@@ -79,7 +79,7 @@ async fn make_again(shared: &Shared) {
     }
 }
 
-/// Looks for so many tickets, from a place in the list on.
+/// Looks for this number of tickets, from a position in the list on.
 async fn look_for(shared: &Shared, own: &[(u64, u64)], (from, count): (usize, usize)) {
     let look = |(group, ticket): (u64, u64)| async move {
         if shared.stream.has(ticket).await == Ok(false) && shared.tickets.of(group) == Some(ticket) {

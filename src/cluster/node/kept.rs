@@ -40,7 +40,7 @@ impl Kept {
         }
     }
 
-    /// Notes how long it took to read so many tokens.
+    /// Records the time in which this number of tokens was read.
     pub(super) fn measure(&self, tokens: usize, took: Duration) {
         if tokens < MEASURED || took.is_zero() {
             return;

@@ -75,7 +75,7 @@ impl Task for Panels<'_> {
 }
 
 /// A type of weights.
-trait Weight: Copy + Default {
+pub(super) trait Weight: Copy + Default {
     /// Sixteen of them as float32.
     ///
     /// # Safety

@@ -17,7 +17,9 @@ use super::{
     super::threads::ThreadLimits,
     cpu_isa::CpuIsa,
     float_product::{FloatProduct, FloatWeights},
-    names::{MATMUL_FLOAT16, MATMUL_FLOAT32, MATRIX},
+    low_rank::AdapterSlot,
+    low_rank_product::NodeAdapters,
+    names::{MATMUL_FLOAT16, MATMUL_FLOAT32, MATRIX, PRODUCT},
     packed_weights::PackedWeights,
     parts::Parts,
     quantized_product::{Product, Rounded, Rounding},
@@ -33,6 +35,7 @@ pub(super) struct QuantizedMatMul {
     pub(super) rounded: Arc<Mutex<Rounded>>,
     pub(super) limits: ThreadLimits,
     pub(super) kind: CpuIsa,
+    pub(super) adapters: AdapterSlot,
 }
 
 impl Operator for QuantizedMatMul {
@@ -63,6 +66,7 @@ impl Operator for QuantizedMatMul {
             rounded: Arc::clone(&self.rounded),
             limits: self.limits.clone(),
             kind: self.kind,
+            adapters: node_adapters(&self.adapters, context),
         }))
     }
 }
@@ -73,6 +77,7 @@ struct QuantizedNode {
     rounded: Arc<Mutex<Rounded>>,
     limits: ThreadLimits,
     kind: CpuIsa,
+    adapters: NodeAdapters,
 }
 
 impl Kernel for QuantizedNode {
@@ -98,10 +103,16 @@ impl Kernel for QuantizedNode {
             // SAFETY: a call for each group.
             context.par_for(groups, self.limits.batches(rows), |group| unsafe { rounding.group(group) })?;
         }
-        let product = Product { matrix, rounded: rounded.all(), output: Parts::of(output) };
-        // SAFETY: shares do not overlap; the processor has these instructions.
-        shared(context, &self.limits, [rows, matrix.panels()], |panels| unsafe {
-            product.panels(kind, panels);
+        let added = self.adapters.read(context, &self.limits, kind, (input, matrix.depth()))?;
+        let output = Parts::of(output);
+        let product = Product { matrix, rounded: rounded.all(), output };
+        shared(context, &self.limits, [rows, matrix.panels()], |panels| {
+            // SAFETY: shares do not overlap; the processor has these instructions.
+            unsafe { product.panels(kind, panels.clone()) };
+            if let Some(added) = &added {
+                // SAFETY: as above.
+                unsafe { added.panels(kind, panels, output) };
+            }
         })
     }
 }
@@ -112,6 +123,7 @@ pub(super) struct FloatMatMul {
     pub(super) is_half: bool,
     pub(super) limits: ThreadLimits,
     pub(super) kind: CpuIsa,
+    pub(super) adapters: AdapterSlot,
 }
 
 impl Operator for FloatMatMul {
@@ -134,8 +146,13 @@ impl Operator for FloatMatMul {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel<'a>(&self, _: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
-        Ok(Box::new(FloatNode { is_half: self.is_half, limits: self.limits.clone(), kind: self.kind }))
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<BoxedKernel<'a>> {
+        Ok(Box::new(FloatNode {
+            is_half: self.is_half,
+            limits: self.limits.clone(),
+            kind: self.kind,
+            adapters: node_adapters(&self.adapters, context),
+        }))
     }
 }
 
@@ -144,6 +161,7 @@ struct FloatNode {
     is_half: bool,
     limits: ThreadLimits,
     kind: CpuIsa,
+    adapters: NodeAdapters,
 }
 
 impl Kernel for FloatNode {
@@ -168,13 +186,24 @@ impl Kernel for FloatNode {
             .output(0, output_shape.as_slice())?
             .ok_or_else(|| ort::Error::new("the output is missing"))?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        let product = FloatProduct { weights, input, depth, columns, output: Parts::of(output) };
-        let (rows, kind) = (input.len() / depth, self.kind);
-        // SAFETY: shares do not overlap; the processor has these instructions.
-        shared(context, &self.limits, [rows, product.panels()], |panels| unsafe {
-            product.compute(kind, panels);
+        let (rows, kind, output) = (input.len() / depth, self.kind, Parts::of(output));
+        let added = self.adapters.read(context, &self.limits, kind, (input, depth))?;
+        let product = FloatProduct { weights, input, depth, columns, output };
+        shared(context, &self.limits, [rows, product.panels()], |panels| {
+            // SAFETY: shares do not overlap; the processor has these instructions.
+            unsafe { product.compute(kind, panels.clone()) };
+            if let Some(added) = &added {
+                // SAFETY: as above.
+                unsafe { added.panels(kind, panels, output) };
+            }
         })
     }
+}
+
+/// The adapters of the node that `context` creates a kernel for.
+fn node_adapters(slot: &AdapterSlot, context: &KernelContext) -> NodeAdapters {
+    let number = context.get::<i64>(PRODUCT).and_then(|number| usize::try_from(number).ok());
+    NodeAdapters { slot: slot.clone(), number }
 }
 
 /// The activations of an input for a matrix of `[columns, depth]`, and the shape of the product.

@@ -5,6 +5,7 @@
 //! - `eka:MatMulFloat32`, `eka:MatMulFloat16`: what `com.microsoft:FusedMatMul` computes, over float weights as they are in
 //!   the file.
 //! - `eka:MoE`, `eka:MoEFloat32`, `eka:MoEFloat16`: the experts that the tokens of a sparse MLP choose.
+//! - [`LowRank`]: what a LoRA adapter adds to a product, for the adapters of a run.
 //! - `eka:Attention`: what `com.microsoft:GroupQueryAttention` computes, over a cache in half the bytes or less.
 //!
 //! # Results do not depend on batching
@@ -37,11 +38,16 @@ mod attention;
 mod cpu_isa;
 mod float_product;
 mod huge_pages;
+mod low_rank;
+mod low_rank_product;
+#[cfg(test)]
+mod low_rank_tests;
 mod matmul;
 mod moe;
 mod names;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod packed_file;
 mod packed_weights;
 mod parts;
 mod portable;
@@ -54,7 +60,10 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use ort::operator::OperatorDomain;
 
@@ -63,11 +72,15 @@ use attention::Attention;
 pub use attention::{ATTENTION, CacheSegment, Format, MAX_SEGMENTS, PassSequence};
 pub use cpu_isa::CpuIsa;
 pub use huge_pages::PackedStorage;
+pub use low_rank::{
+    AdapterSlot, AdapterWeights, ColumnLengths, ColumnTerms, Floats, LowRank, LowRankError, LowRankPair,
+};
 use matmul::{FloatMatMul, QuantizedMatMul};
 pub use moe::{MOE, MOE_FLOAT16, MOE_FLOAT32, MOE_NUMBERS, Mixture, Routing, Scores, SwiGlu};
 use moe::{MixtureOfExperts, SharedScratch, WeightType};
-pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MIXTURE};
-pub use packed_weights::{PackedWeights, QuantizedBlocks, WeightBits};
+pub use names::{DOMAIN, MATMUL_FLOAT16, MATMUL_FLOAT32, MATMUL_INT4, MATMUL_INT8, MATRIX, MIXTURE, PRODUCT};
+pub use packed_file::PackedFile;
+pub use packed_weights::{PackedShape, PackedWeights, QuantizedBlocks, WeightBits};
 
 /// What the operators of a graph work with.
 #[derive(Default)]
@@ -76,6 +89,9 @@ pub struct Operators {
     has_float_products: bool,
     mixtures: Vec<Arc<Mixture>>,
     cache: Option<Format>,
+    /// Names of the products, with their columns and depth.
+    products: Vec<(String, [usize; 2])>,
+    adapters: OnceLock<AdapterSlot>,
 }
 
 impl fmt::Debug for Operators {
@@ -91,14 +107,26 @@ impl fmt::Debug for Operators {
 
 impl Operators {
     /// Adds a matrix; its number.
-    pub fn add(&mut self, matrix: PackedWeights) -> usize {
-        self.matrices.push(Arc::new(matrix));
+    pub fn add(&mut self, matrix: Arc<PackedWeights>) -> usize {
+        self.matrices.push(matrix);
         self.matrices.len() - 1
     }
 
     /// Adds products with float weights, which are inputs of their nodes.
     pub fn add_float_products(&mut self) {
         self.has_float_products = true;
+    }
+
+    /// Names a product of `[columns, depth]`; its number.
+    pub fn name_product(&mut self, name: String, shape: [usize; 2]) -> usize {
+        self.products.push((name, shape));
+        self.products.len() - 1
+    }
+
+    /// The place for adapters that change the named products. No product may be named after this.
+    #[must_use]
+    pub fn adapter_slot(&self) -> AdapterSlot {
+        self.adapters.get_or_init(|| AdapterSlot::new(self.products.clone())).clone()
     }
 
     /// Adds a sparse MLP; its number.
@@ -139,8 +167,10 @@ impl Operators {
             rounded: Arc::clone(&rounded),
             limits: limits.clone(),
             kind,
+            adapters: self.adapter_slot(),
         };
-        let float = |is_half| FloatMatMul { is_half, limits: limits.clone(), kind };
+        let float =
+            |is_half| FloatMatMul { is_half, limits: limits.clone(), kind, adapters: self.adapter_slot() };
         let experts = SharedScratch::default();
         let mixture = |weights| MixtureOfExperts {
             weights,

@@ -18,5 +18,8 @@ pub const MATMUL_FLOAT16: &str = "MatMulFloat16";
 /// The attribute of [`MATMUL_INT4`] and [`MATMUL_INT8`] with the index of their matrix.
 pub const MATRIX: &str = "matrix";
 
+/// The attribute of every product with its number, by which [adapters](super::AdapterSlot) find it.
+pub const PRODUCT: &str = "product";
+
 /// The attribute of an operator for sparse MLPs with the index of their [`Mixture`](super::Mixture).
 pub const MIXTURE: &str = "mixture";

@@ -17,7 +17,10 @@
 
 use half::{f16, slice::HalfFloatSliceExt};
 
-use super::huge_pages::{HugePages, PackedStorage};
+use super::{
+    huge_pages::{HugePages, LINE, PackedSlice, PackedStorage},
+    packed_file::PackedFile,
+};
 
 /// Weights that share a scale.
 pub(super) const BLOCK: usize = 32;
@@ -126,9 +129,9 @@ pub struct PackedWeights {
     pub(super) depth: usize,
     /// Blocks of 32 in a column.
     pub(super) blocks: usize,
-    pub(super) codes: HugePages<u8>,
-    pub(super) scales: HugePages<f16>,
-    pub(super) zeros: Option<HugePages<i8>>,
+    pub(super) codes: PackedSlice<u8>,
+    pub(super) scales: PackedSlice<f16>,
+    pub(super) zeros: Option<PackedSlice<i8>>,
     /// What every scale has been divided by, so that float16 has room for them: a power of two.
     pub(super) unit: f32,
 }
@@ -140,78 +143,80 @@ impl PackedWeights {
         if !source.is_consistent()? {
             return None;
         }
-        let QuantizedBlocks { columns, depth, bits, .. } = source;
-        let (blocks, panels) = (depth.div_ceil(BLOCK), columns.div_ceil(PANEL));
-        let zeros = if source.zero_points.is_empty() {
-            None
+        let shape = PackedShape {
+            bits: source.bits,
+            columns: source.columns,
+            depth: source.depth,
+            has_zeros: !source.zero_points.is_empty(),
+        };
+        let [codes, scales, zeros] = shape.lengths()?;
+        let unit = unit(source.scales);
+        let mut packed = HugePages::take(codes, store)?;
+        fill_codes(source, &mut packed);
+        let codes = packed.freeze();
+        let mut packed = HugePages::take(scales, store)?;
+        fill_scales(source, unit, &mut packed);
+        let scales = packed.freeze();
+        let zeros = if shape.has_zeros {
+            let mut packed = HugePages::take(zeros, store)?;
+            fill_zeros(source, &mut packed);
+            Some(packed.freeze())
         } else {
-            Some(HugePages::zeroed(panels * blocks * PANEL, store)?)
+            None
         };
-        let mut matrix = Self {
-            bits,
-            columns,
-            depth,
-            blocks,
-            codes: HugePages::zeroed(panels * blocks * bits.bytes(BLOCK * PANEL), store)?,
-            scales: HugePages::zeroed(panels * blocks * PANEL, store)?,
-            zeros,
-            unit: unit(source.scales),
-        };
-        matrix.fill_codes(source);
-        matrix.fill_scales(source);
-        Some(matrix)
+        Some(Self::of(shape, unit, (codes, scales, zeros)))
     }
 
-    fn fill_codes(&mut self, source: QuantizedBlocks) {
-        use rayon::prelude::*;
-        let (bits, of_column) = (self.bits, self.bits.bytes(self.blocks * BLOCK));
-        let of_panel = of_column * PANEL;
-        let source_column = source.blocks() * bits.bytes(source.block);
-        // Columns that fill the last panel: zeros.
-        let zero = match bits {
-            WeightBits::Four => 0x88,
-            WeightBits::Eight => 0x80,
-        };
-        let none = vec![zero; if source.columns.is_multiple_of(PANEL) { 0 } else { of_column }];
-        self.codes.par_chunks_mut(of_panel).enumerate().for_each(|(panel, codes)| {
-            let row = |c: usize| match panel * PANEL + c {
-                column if column < source.columns => &source.codes[column * source_column..][..of_column],
-                _ => &none[..],
-            };
-            for lane in 0..PANEL / 2 {
-                let two = [row(lane), row(lane + PANEL / 2)];
-                match bits {
-                    WeightBits::Four => interleave(two, lane, codes),
-                    WeightBits::Eight => interleave_bytes(two, lane, codes),
-                }
-            }
-        });
+    /// The matrix that begins at the byte `start` of `file`, as [`parts`](Self::parts) were written, each at a
+    /// [multiple](PackedShape::ALIGNMENT) of bytes; `None` where the file has no room for it.
+    #[must_use]
+    pub fn in_file(file: &PackedFile, shape: PackedShape, unit: f32, start: usize) -> Option<Self> {
+        let [codes, scales, zeros] = shape.lengths()?;
+        let after = |start: usize, bytes: usize| start.checked_add(bytes)?.checked_next_multiple_of(LINE);
+        let at_scales = after(start, codes)?;
+        let at_zeros = after(at_scales, scales.checked_mul(size_of::<f16>())?)?;
+        let zeros =
+            if shape.has_zeros { Some(PackedSlice::of(&file.mapping, at_zeros, zeros)?) } else { None };
+        let codes = PackedSlice::of(&file.mapping, start, codes)?;
+        let scales = PackedSlice::of(&file.mapping, at_scales, scales)?;
+        Some(Self::of(shape, unit, (codes, scales, zeros)))
     }
 
-    fn fill_scales(&mut self, source: QuantizedBlocks) {
-        let (blocks, source_blocks, unit) = (self.blocks, source.blocks(), self.unit);
-        let at = |panel: usize, block: usize, c: usize| {
-            let column = panel * PANEL + c;
-            (column < source.columns).then_some((column, block * BLOCK / source.block))
+    /// A copy in memory of `store`; `None` where there is none.
+    #[must_use]
+    pub fn copied(&self, store: &mut PackedStorage) -> Option<Self> {
+        let zeros = match &self.zeros {
+            Some(zeros) => Some(zeros.copied(store)?),
+            None => None,
         };
-        for (i, scales) in self.scales.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
-            let scale = |c| {
-                at(i / blocks, i % blocks, c)
-                    .map_or(0.0, |(column, block)| source.scales[column * source_blocks + block] / unit)
-            };
-            scales.convert_from_f32_slice(&std::array::from_fn::<f32, PANEL, _>(scale));
-        }
-        let of_column = source.zero_point_bytes();
-        for (i, zeros) in
-            self.zeros.iter_mut().flat_map(|zeros| zeros.as_chunks_mut::<PANEL>().0.iter_mut()).enumerate()
-        {
-            for (c, zero) in zeros.iter_mut().enumerate() {
-                let Some((column, block)) = at(i / blocks, i % blocks, c) else { continue };
-                let code = self.bits.code(&source.zero_points[column * of_column..][..of_column], block);
-                // From -128 to 127.
-                *zero = code.wrapping_sub(self.bits.middle().to_le_bytes()[0]).cast_signed();
-            }
-        }
+        let arrays = (self.codes.copied(store)?, self.scales.copied(store)?, zeros);
+        Some(Self::of(self.shape(), self.unit, arrays))
+    }
+
+    fn of(shape: PackedShape, unit: f32, arrays: Arrays) -> Self {
+        let PackedShape { bits, columns, depth, .. } = shape;
+        let (codes, scales, zeros) = arrays;
+        Self { bits, columns, depth, blocks: depth.div_ceil(BLOCK), codes, scales, zeros, unit }
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn shape(&self) -> PackedShape {
+        let Self { bits, columns, depth, .. } = *self;
+        PackedShape { bits, columns, depth, has_zeros: self.zeros.is_some() }
+    }
+
+    /// What every scale has been divided by.
+    #[must_use]
+    pub fn unit(&self) -> f32 {
+        self.unit
+    }
+
+    /// Codes, scales and zero points as bytes, in the processor's order; the last is empty where there are none.
+    #[must_use]
+    pub fn parts(&self) -> [&[u8]; 3] {
+        let zeros = self.zeros.as_ref().map_or(&[][..], |zeros| &**zeros);
+        [&self.codes, bytemuck::cast_slice(&self.scales), bytemuck::cast_slice(zeros)]
     }
 
     /// Columns of the product.
@@ -234,6 +239,103 @@ impl PackedWeights {
 
     pub(super) fn panels(&self) -> usize {
         self.columns.div_ceil(PANEL)
+    }
+}
+
+/// Codes, scales and zero points.
+type Arrays = (PackedSlice<u8>, PackedSlice<f16>, Option<PackedSlice<i8>>);
+
+/// What the sizes of a packed matrix follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedShape {
+    /// Bits of a weight.
+    pub bits: WeightBits,
+    /// Columns of the product.
+    pub columns: usize,
+    /// Activations of a row.
+    pub depth: usize,
+    /// Whether blocks have zero points.
+    pub has_zeros: bool,
+}
+
+impl PackedShape {
+    /// In a file, each part of a matrix begins at a multiple of this many bytes.
+    pub const ALIGNMENT: usize = LINE;
+
+    /// Numbers of code bytes, scales and zero points.
+    fn lengths(&self) -> Option<[usize; 3]> {
+        let blocks = self.columns.div_ceil(PANEL).checked_mul(self.depth.div_ceil(BLOCK))?;
+        let scales = blocks.checked_mul(PANEL)?;
+        let codes = blocks.checked_mul(self.bits.bytes(BLOCK * PANEL))?;
+        Some([codes, scales, if self.has_zeros { scales } else { 0 }])
+    }
+
+    /// Bytes of the matrix without padding; `None` where that is more than a number holds.
+    #[must_use]
+    pub fn bytes(&self) -> Option<usize> {
+        let [codes, scales, zeros] = self.lengths()?;
+        codes.checked_add(scales.checked_mul(size_of::<f16>())?)?.checked_add(zeros)
+    }
+}
+
+fn fill_codes(source: QuantizedBlocks, packed: &mut [u8]) {
+    use rayon::prelude::*;
+    let bits = source.bits;
+    let of_column = bits.bytes(source.depth.div_ceil(BLOCK) * BLOCK);
+    let of_panel = of_column * PANEL;
+    let source_column = source.blocks() * bits.bytes(source.block);
+    // Columns that fill the last panel: zeros.
+    let zero = match bits {
+        WeightBits::Four => 0x88,
+        WeightBits::Eight => 0x80,
+    };
+    let none = vec![zero; if source.columns.is_multiple_of(PANEL) { 0 } else { of_column }];
+    packed.par_chunks_mut(of_panel).enumerate().for_each(|(panel, codes)| {
+        let row = |c: usize| match panel * PANEL + c {
+            column if column < source.columns => &source.codes[column * source_column..][..of_column],
+            _ => &none[..],
+        };
+        for lane in 0..PANEL / 2 {
+            let two = [row(lane), row(lane + PANEL / 2)];
+            match bits {
+                WeightBits::Four => interleave(two, lane, codes),
+                WeightBits::Eight => interleave_bytes(two, lane, codes),
+            }
+        }
+    });
+}
+
+impl QuantizedBlocks<'_> {
+    /// The column and the block of the source that column `c` of number `i` of the packed panels' blocks of 32 comes from;
+    /// `None` for columns that fill the last panel.
+    fn place(&self, i: usize, c: usize) -> Option<(usize, usize)> {
+        let blocks = self.depth.div_ceil(BLOCK);
+        let column = i / blocks * PANEL + c;
+        (column < self.columns).then_some((column, i % blocks * BLOCK / self.block))
+    }
+}
+
+fn fill_scales(source: QuantizedBlocks, unit: f32, packed: &mut [f16]) {
+    let of_column = source.blocks();
+    for (i, scales) in packed.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+        let scale = |c| {
+            source.place(i, c).map_or(0.0, |(column, block)| source.scales[column * of_column + block] / unit)
+        };
+        scales.convert_from_f32_slice(&std::array::from_fn::<f32, PANEL, _>(scale));
+    }
+}
+
+fn fill_zeros(source: QuantizedBlocks, packed: &mut [i8]) {
+    let of_column = source.zero_point_bytes();
+    let middle = source.bits.middle().to_le_bytes()[0];
+    for (i, zeros) in packed.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+        for (c, zero) in zeros.iter_mut().enumerate() {
+            *zero = source.place(i, c).map_or(0, |(column, block)| {
+                let code = source.bits.code(&source.zero_points[column * of_column..][..of_column], block);
+                // From -128 to 127.
+                code.wrapping_sub(middle).cast_signed()
+            });
+        }
     }
 }
 

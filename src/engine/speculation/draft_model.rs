@@ -137,7 +137,7 @@ impl<M: Forward> DraftModel<M> {
             self.model.rewind(self.read);
         } else {
             let max = if bounds.may_be_kept { tokens.len() } else { 0 };
-            self.read = self.model.begin(tokens, max, bounds.salt);
+            self.read = self.model.begin(tokens, max, bounds.salt.into());
             self.has_begun = true;
         }
         self.ahead.clear();

@@ -11,80 +11,18 @@
 //! Releases of PEFT before 0.18 have A and B the other way round for parameters that are stored as `[experts, out, in]`: then `A` is as
 //! wide as the output. Two parameters of one module are `module` and `module.base_layer`; which is which follows from the shapes.
 
-use std::{collections::BTreeMap, ops::Range};
-
-use ndarray::{ArrayView2, ArrayViewMut2, s};
+use std::collections::BTreeMap;
 
 use super::{
     Adapter, AdapterError,
-    merge::{Change, MergeError},
+    expert_product::ExpertProduct,
+    merge::Change,
     tensors::{Module, Part},
 };
 use crate::export::{
     blueprint::{Blueprint, Expert, SparseMlp},
     param::{Lines, Param},
-    tensors::TensorFile,
 };
-
-/// The product of an expert's part of two matrices.
-#[derive(Clone, Debug)]
-pub(in crate::export) struct ExpertProduct {
-    a: String,
-    b: String,
-    rank: usize,
-    scale: f32,
-    expert: usize,
-    experts: usize,
-    /// The first output of this matrix among those of the parameter, and the distance of neighbours.
-    first: usize,
-    step: usize,
-    /// Outputs of the parameter.
-    outputs: usize,
-    /// Whether A is as wide as the output.
-    is_reversed: bool,
-}
-
-impl ExpertProduct {
-    /// Adds the product to `weights`, the given rows of `param`.
-    pub(super) fn add(
-        &self,
-        file: &TensorFile,
-        weights: &mut [f32],
-        (param, rows): (&Param, Range<usize>),
-    ) -> Result<(), MergeError> {
-        let (rank, columns) = (self.rank, param.shape.cols());
-        let all = rank * self.experts;
-        let of_input = |tensor: &str| -> Result<Vec<f32>, MergeError> {
-            let start = self.expert * rank * columns;
-            Ok(file.read(tensor, start..start + rank * columns)?)
-        };
-        let mut sum = ArrayViewMut2::from_shape((rows.len(), columns), weights)?;
-        if self.is_reversed {
-            // A [experts · rank, outputs], B [in, rank · experts].
-            let start = self.expert * rank * self.outputs;
-            let a = file.read(&self.a, start..start + rank * self.outputs)?;
-            let a = ArrayView2::from_shape((rank, self.outputs), &a)?;
-            let b = file.read(&self.b, 0..columns * all)?;
-            let b = ArrayView2::from_shape((columns, all), &b)?;
-            let b = b.slice(s![.., self.expert..; self.experts]);
-            for (at, row) in rows.enumerate() {
-                let added = b.dot(&a.column(self.first + row * self.step));
-                sum.row_mut(at).scaled_add(self.scale, &added);
-            }
-            return Ok(());
-        }
-        let a = of_input(&self.a)?;
-        let a = ArrayView2::from_shape((rank, columns), &a)?;
-        for (at, row) in rows.enumerate() {
-            let start = (self.first + row * self.step) * all;
-            let b = file.read(&self.b, start..start + all)?;
-            let b = ArrayView2::from_shape((rank, self.experts), &b)?;
-            let added = a.t().dot(&b.column(self.expert));
-            sum.row_mut(at).scaled_add(self.scale, &added);
-        }
-        Ok(())
-    }
-}
 
 /// The experts of the layer whose module is called `name`, without prefixes: `layers.N.….experts`.
 fn experts_of<'a>(blueprint: &'a Blueprint, name: &str) -> Option<&'a SparseMlp> {

@@ -5,9 +5,9 @@
 
 use std::{ops::Range, sync::Arc};
 
-use ndarray::{ArrayView2, ArrayViewMut2, ShapeError, linalg::general_mat_mul};
+use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
 
-use super::{AdapterError, experts::ExpertProduct};
+use super::{expert_product::ExpertProduct, merge_error::MergeError};
 use crate::export::{
     param::{Param, Run},
     tensors::TensorFile,
@@ -192,23 +192,8 @@ impl Delta {
     }
 }
 
-/// Why weights cannot be merged.
-#[derive(Debug, thiserror::Error)]
-pub(in crate::export) enum MergeError {
-    #[error(transparent)]
-    Shape(#[from] ShapeError),
-    #[error(transparent)]
-    Adapter(#[from] AdapterError),
-}
-
-impl From<TensorsError> for MergeError {
-    fn from(source: TensorsError) -> Self {
-        Self::Adapter(source.into())
-    }
-}
-
 /// The values for `rows` of `param` in a tensor with `width` numbers for each stored line.
-fn lines(
+pub(super) fn lines(
     file: &TensorFile,
     tensor: &str,
     param: &Param,

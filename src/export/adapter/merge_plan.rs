@@ -6,7 +6,8 @@ use super::{
     Adapter, AdapterError,
     deltas::check_shape,
     experts,
-    merge::{Change, Delta, MergeError, add_squares},
+    merge::{Change, Delta, add_squares},
+    merge_error::MergeError,
     target_modules::{Changes, EmbeddingAndHead, TargetModule, WeightTie, target_modules},
     tensors::{Part, equal},
 };
@@ -96,6 +97,21 @@ impl MergePlan {
     /// Where the tensor called `name` comes from, if not from the base by that name.
     pub(in crate::export) fn origin(&self, name: &str) -> Option<&Origin> {
         self.origins.get(name)
+    }
+
+    /// Every [`origin`](Self::origin), by the name of its tensor.
+    pub(super) fn origins(&self) -> impl Iterator<Item = (&String, &Origin)> {
+        self.origins.iter()
+    }
+
+    /// Every change, by the name of its tensor.
+    pub(super) fn deltas(&self) -> impl Iterator<Item = (&String, &Vec<Delta>)> {
+        self.deltas.iter()
+    }
+
+    /// The changes of the tensor called `name`.
+    pub(super) fn deltas_of(&self, name: &str) -> &[Delta] {
+        self.deltas.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// Whether an adapter changes the tensor called `name`.

@@ -21,9 +21,12 @@
 mod adapter_config;
 mod deltas;
 mod error;
+mod expert_product;
 mod experts;
 mod merge;
+mod merge_error;
 mod merge_plan;
+mod node_delta;
 mod patterns;
 mod peft_adapter;
 mod target_modules;
@@ -34,7 +37,8 @@ mod tests;
 pub use self::error::AdapterError;
 pub(super) use self::{
     error::CONFIG,
-    merge::MergeError,
+    merge_error::MergeError,
     merge_plan::{MergePlan, Origin},
+    node_delta::{NodeDelta, PairDelta},
     peft_adapter::{Adapter, check_settings},
 };

@@ -40,6 +40,7 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
         },
         per_layer: None,
         rotaries: Vec::new(),
+        prediction_layers: 0,
         slopes: Some(slopes(heads)),
         layers: (0..layers).map(|layer| bloom.layer(&format!("h.{layer}"))).collect(),
         final_norm: bloom.norm("ln_f"),

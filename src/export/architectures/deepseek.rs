@@ -8,7 +8,7 @@ use super::{
         rope::{self, Partial, Rotary},
         routing::{Groups, Routing},
     },
-    experts::{Experts, chosen, groups, sigmoid_in_groups, sparse},
+    experts::{Experts, chosen, groups, shared_width, sigmoid_in_groups, sparse},
     family::{Family, NormStyle, linear},
     fields::check_heads,
     qwen_moe::PARTS,
@@ -33,7 +33,9 @@ pub(super) fn read_2(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> 
 
 /// DeepSeek-V3 and R1: sigmoids, with a correction for the choice, in groups by their two best experts.
 pub(super) fn read_3(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
-    read_with("deepseek_v3", config, |experts| Ok((sigmoid_in_groups(config, experts)?, true)))
+    let blueprint =
+        read_with("deepseek_v3", config, |experts| Ok((sigmoid_in_groups(config, experts)?, true)))?;
+    Ok(Blueprint { prediction_layers: config.count("num_mtp_layers")?, ..blueprint })
 }
 
 /// `routing` reads how experts of the given number are chosen, and whether there is a correction.
@@ -58,7 +60,7 @@ fn read_with(
     let width = config.size("moe_intermediate_size")?;
     let experts = Experts::read(config, "n_routed_experts", [layers, hidden, width])?;
     let (routing, is_corrected) = routing(experts.count)?;
-    let shared = width.saturating_mul(config.count("n_shared_experts")?);
+    let shared = shared_width(config, "n_shared_experts", width)?;
     let dense = config.count("first_k_dense_replace")?;
     for (number, layer) in blueprint.layers.iter_mut().enumerate() {
         layer.attention = heads.attention(config, &format!("layers.{number}.self_attn"), family.dims)?;
@@ -70,7 +72,7 @@ fn read_with(
         let mut mlp = sparse(router, routing, experts.named(&format!("{scope}.experts"), PARTS));
         mlp.correction = is_corrected
             .then(|| Param::vector(format!("{scope}.gate.e_score_correction_bias"), experts.count));
-        if shared > 0 {
+        if let Some(shared) = shared {
             let unbiased = Family { mlp_bias: false, ..family };
             let shared = unbiased.mlp(config, &format!("{scope}.shared_experts"), shared)?;
             mlp = mlp.with_shared(SharedMlp { mlp: shared, gate: None });

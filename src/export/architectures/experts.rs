@@ -9,6 +9,7 @@ use super::{
     },
     family::linear,
 };
+use crate::manifest::MAX_DIMENSION;
 
 /// Experts of all layers together, at most; published models have up to 24,000.
 const MAX_EXPERTS: usize = 1 << 16;
@@ -133,6 +134,20 @@ impl SparseMlp {
 
     pub(super) fn into_layer(self, layer: &mut Layer) {
         layer.mlp = FeedForward::Sparse(Box::new(self));
+    }
+}
+
+/// The width of an MLP that is as wide as the number of experts in `field` together; none for zero.
+pub(super) fn shared_width(
+    config: &JsonConfig,
+    field: &str,
+    width: usize,
+) -> Result<Option<usize>, JsonConfigError> {
+    let count = config.count(field)?;
+    match width.checked_mul(count).filter(|all| *all <= MAX_DIMENSION) {
+        Some(0) => Ok(None),
+        Some(all) => Ok(Some(all)),
+        None => Err(config.wrong(field, format!("experts that are at most {MAX_DIMENSION} wide together"))),
     }
 }
 

@@ -171,6 +171,7 @@ impl Family {
             per_layer: None,
             rotaries: Vec::new(),
             slopes: None,
+            prediction_layers: 0,
             layers,
             final_norm: self.norm("norm", hidden),
             head: head(config.flag("tie_word_embeddings", false)?, vocab, hidden),

@@ -10,7 +10,7 @@ use super::{
         rope::Partial,
         routing::Routing,
     },
-    experts::{Experts, chosen, sigmoid_in_groups, sparse},
+    experts::{Experts, chosen, shared_width, sigmoid_in_groups, sparse},
     family::{Family, HeadNormWidth, linear},
     hunyuan,
     qwen_moe::PARTS,
@@ -30,8 +30,9 @@ pub(super) fn read_glm4(config: &JsonConfig) -> Result<Blueprint, JsonConfigErro
     let width = config.size("moe_intermediate_size")?;
     let experts = Experts::read(config, "n_routed_experts", [layers, hidden, width])?;
     let routing = sigmoid_in_groups(config, experts.count)?;
-    let shared = width.saturating_mul(config.count("n_shared_experts")?);
+    let shared = shared_width(config, "n_shared_experts", width)?;
     let mut blueprint = family.blueprint("glm4_moe", config)?;
+    blueprint.prediction_layers = config.count("num_mtp_layers")?;
     let dense = config.count("first_k_dense_replace")?;
     for (number, layer) in blueprint.layers.iter_mut().enumerate().skip(dense) {
         let scope = format!("layers.{number}.mlp");
@@ -39,7 +40,7 @@ pub(super) fn read_glm4(config: &JsonConfig) -> Result<Blueprint, JsonConfigErro
         let mut mlp = sparse(router, routing, experts.named(&format!("{scope}.experts"), PARTS));
         let correction = Param::vector(format!("{scope}.gate.e_score_correction_bias"), experts.count);
         mlp.correction = Some(correction);
-        if shared > 0 {
+        if let Some(shared) = shared {
             let shared = family.mlp(config, &format!("{scope}.shared_experts"), shared)?;
             mlp = mlp.with_shared(SharedMlp { mlp: shared, gate: None });
         }
@@ -57,7 +58,7 @@ pub(super) fn read_ernie4_5(config: &JsonConfig) -> Result<Blueprint, JsonConfig
     let width = config.size("moe_intermediate_size")?;
     let experts = Experts::read(config, "moe_num_experts", [layers, hidden, width])?;
     let routing = Routing::softmax(chosen(config, "moe_k", experts.count)?, true);
-    let shared = width.saturating_mul(config.count("moe_num_shared_experts")?);
+    let shared = shared_width(config, "moe_num_shared_experts", width)?;
     let mut blueprint = family.blueprint("ernie4_5_moe", config)?;
     let first = config.count("moe_layer_start_index")?;
     // -1 for the last layer.
@@ -73,7 +74,7 @@ pub(super) fn read_ernie4_5(config: &JsonConfig) -> Result<Blueprint, JsonConfig
         let mut mlp = sparse(router, routing, experts.named(&format!("{scope}.experts"), PARTS));
         let name = format!("{scope}.moe_statics.e_score_correction_bias");
         mlp.correction = Some(Param::matrix(name, 1, experts.count));
-        if shared > 0 {
+        if let Some(shared) = shared {
             let shared = family.mlp(config, &format!("{scope}.shared_experts"), shared)?;
             mlp = mlp.with_shared(SharedMlp { mlp: shared, gate: None });
         }

@@ -38,6 +38,7 @@ pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
         per_layer: None,
         rotaries: Vec::new(),
         slopes: None,
+        prediction_layers: 0,
         layers: (0..layers).map(|layer| gpt.layer(layer)).collect::<Result<_, _>>()?,
         final_norm: gpt.norm("ln_f"),
         head: head(config.flag("tie_word_embeddings", true)?, vocab, hidden),

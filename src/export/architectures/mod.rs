@@ -25,6 +25,7 @@ mod gptj;
 mod granite;
 mod hunyuan;
 mod llama;
+mod llama4;
 mod mistral;
 mod mixtral;
 mod mpt;
@@ -52,7 +53,7 @@ use super::{
 type Read = fn(&JsonConfig) -> Result<Blueprint, JsonConfigError>;
 
 /// Every architecture, by its `model_type`.
-const ARCHITECTURES: [(&str, Read); 71] = [
+const ARCHITECTURES: [(&str, Read); 72] = [
     ("apertus", llama::read_apertus),
     ("arcee", llama::read_arcee),
     ("baichuan", remote_code::read_baichuan),
@@ -95,6 +96,7 @@ const ARCHITECTURES: [(&str, Read); 71] = [
     ("iquestcoder", llama::read),
     ("jais2", llama::read_jais2),
     ("llama", llama::read),
+    ("llama4_text", llama4::read),
     ("ministral", mistral::read_ministral),
     ("ministral3", mistral::read_ministral3),
     ("mistral", mistral::read),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     export::{
         blueprint::{Norm, NormKind},
@@ -37,6 +39,10 @@ pub(super) struct Emitter {
     pub(super) block_sums: BTreeSet<String>,
     /// What each linear layer reads.
     pub(super) layer_inputs: Vec<LayerInput>,
+    /// The weights of the blueprint's linear layers, in its order.
+    pub(super) linears: Vec<Param>,
+    /// The nodes that compute them.
+    pub(super) products: Vec<ProductNode>,
     /// Attributes of the functions for experts, by their numbers.
     pub(super) mixtures: Vec<Vec<Attribute>>,
     /// Whether the graph computes position ids.
@@ -52,6 +58,20 @@ pub(in crate::export) struct LayerInput {
     pub columns: usize,
     /// The linear layer, named as in the checkpoint.
     pub module: String,
+}
+
+/// A node that computes linear layers, one after the other in its output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::export) struct ProductNode {
+    /// Its name.
+    pub node: String,
+    /// The node that adds what the offsets of blocks give to the same output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offsets: Option<String>,
+    /// Numbers of the layers in the order of [`Blueprint::linears`](crate::export::blueprint::Blueprint::linears). A head that is
+    /// tied to the embedding has the number after the last.
+    pub linears: Vec<usize>,
 }
 
 /// Names of the tensors that hold the total length, as attention wants it.

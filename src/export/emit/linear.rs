@@ -12,7 +12,7 @@ use super::{
         param::Param,
         quantize::Quantizer,
     },
-    emitter::{Emitter, element},
+    emitter::{Emitter, ProductNode, element},
     matrix::Matrix,
 };
 use crate::onnx::ElementType;
@@ -35,12 +35,13 @@ impl Emitter {
         let shape = [stack.rows(), stack.cols()];
         let matrix = self.place(stack)?;
         let biases: Vec<Param> = linears.iter().filter_map(|linear| linear.bias.clone()).collect();
+        let numbers = linears.iter().filter_map(|linear| self.number(&linear.weight)).collect();
         if biases.is_empty() {
-            self.multiply(scope, matrix, shape, [input, scope]);
+            self.multiply(scope, matrix, (shape, numbers), [input, scope]);
             return Ok(scope.into());
         }
         let [product, bias] = ["product", "bias"].map(|name| format!("{scope}.{name}"));
-        self.multiply(scope, matrix, shape, [input, &product]);
+        self.multiply(scope, matrix, (shape, numbers), [input, &product]);
         self.floats(&bias, Stack(biases))?;
         self.graph.add(Op::plain("Add", &[&product, &bias], &[scope]));
         Ok(scope.into())
@@ -66,7 +67,7 @@ impl Emitter {
         let stack = Stack(vec![param.clone()]);
         let shape = [stack.rows(), stack.cols()];
         let matrix = if table.has_whole_blocks(shape[1]) { table } else { self.place(stack)? };
-        self.multiply("head", matrix, shape, [input, "head"]);
+        self.multiply("head", matrix, (shape, vec![self.linears.len()]), [input, "head"]);
         Ok("head".into())
     }
 
@@ -107,14 +108,20 @@ impl Emitter {
         Ok(Matrix::Quantized(quantizer, self.layout.quantized(stack, quantizer, row_bytes, dtype)?))
     }
 
-    /// `input · matrixᵀ`: checkpoints store `[out, in]`, and both operators take it that way.
+    /// The number of the linear layer with this weight.
+    fn number(&self, weight: &Param) -> Option<usize> {
+        self.linears.iter().position(|param| param == weight)
+    }
+
+    /// `input · matrixᵀ` of the layers with these numbers: checkpoints store `[out, in]`, and both operators take it that way.
     fn multiply(
         &mut self,
         scope: &str,
         matrix: Matrix,
-        [rows, cols]: [usize; 2],
+        ([rows, cols], linears): ([usize; 2], Vec<usize>),
         [input, output]: [&str; 2],
     ) {
+        let mut node = ProductNode { node: output.into(), offsets: None, linears };
         match matrix {
             Matrix::Floats(region) => {
                 let weight = format!("{scope}.weight");
@@ -140,10 +147,16 @@ impl Emitter {
                     if quantizer.has_offsets { format!("{scope}.centred") } else { output.to_owned() };
                 self.graph.add(Op::microsoft("MatMulNBits", &inputs, &[&product]).with(attributes));
                 if quantizer.has_offsets {
+                    node = ProductNode {
+                        node: product.clone(),
+                        offsets: Some(format!("{scope}.offset")),
+                        ..node
+                    };
                     self.add_offsets(scope, (quantizer, at), [rows, cols], [input, &product, output]);
                 }
             }
         }
+        self.products.push(node);
     }
 
     /// Adds to `product` what the offsets of blocks add to it: each times the sum of the inputs of its block.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    emitter::{Emitter, LayerInput, Length, Precision, of_layer, rotary_names},
+    emitter::{Emitter, LayerInput, Length, Precision, ProductNode, of_layer, rotary_names},
     matrix::Matrix,
 };
 use crate::{
@@ -24,6 +24,8 @@ pub(in crate::export) struct Emitted {
     pub layout: DataLayout,
     /// In the order of the graph.
     pub layer_inputs: Vec<LayerInput>,
+    /// The nodes that compute linear layers.
+    pub products: Vec<ProductNode>,
 }
 
 /// Emits `blueprint` with `precision` and inputs as `names` has them, over the data file `data_file`.
@@ -43,12 +45,14 @@ pub(in crate::export) fn emit(
         projected: Vec::new(),
         block_sums: BTreeSet::new(),
         layer_inputs: Vec::new(),
+        linears: blueprint.linears().map(|linear| linear.weight.clone()).collect(),
+        products: Vec::new(),
         mixtures: Vec::new(),
         has_position_ids: false,
     };
     emitter.model(blueprint)?;
-    let Emitter { graph, layout, layer_inputs, .. } = emitter;
-    Ok(Emitted { graph: graph.encode(), layout, layer_inputs })
+    let Emitter { graph, layout, layer_inputs, products, .. } = emitter;
+    Ok(Emitted { graph: graph.encode(), layout, layer_inputs, products })
 }
 
 /// Index of the last position, for graphs without an input that selects positions.

@@ -93,6 +93,24 @@ pub(crate) struct Timings {
     /// Null for a single token, which needs no decode step.
     #[schema(required)]
     decode_tokens_per_second: Option<f64>,
+    #[serde(flatten)]
+    llama_cpp: LlamaCppTimings,
+}
+
+/// The same under llama.cpp's names, which its clients show.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LlamaCppTimings {
+    /// Prompt tokens taken from the prefix cache.
+    cache_n: usize,
+    /// Prompt tokens that were computed.
+    prompt_n: usize,
+    prompt_ms: f64,
+    /// 0 where no token was computed.
+    prompt_per_second: f64,
+    predicted_n: usize,
+    predicted_ms: f64,
+    /// 0 for a single token, which needs no decode step.
+    predicted_per_second: f64,
 }
 
 impl Timings {
@@ -103,6 +121,8 @@ impl Timings {
         let (prefill, decode) = (time(|choice| choice.timings.prefill), time(|choice| choice.timings.decode));
         let cached_tokens = tokens(|choice| choice.usage.cached_tokens);
         let computed = tokens(|choice| choice.usage.prompt_tokens).saturating_sub(cached_tokens);
+        let prefill_rate = rate(computed, prefill);
+        let decode_rate = rate(tokens(|choice| choice.generated.saturating_sub(1)), decode);
         Self {
             queue_ms: choices.first().map_or(0.0, |choice| milliseconds(choice.queue_wait)),
             prefill_ms: milliseconds(prefill),
@@ -114,8 +134,17 @@ impl Timings {
             draft_n_accepted: tokens(|choice| choice.timings.drafted.accepted),
             draft_model_n: tokens(|choice| choice.timings.drafted_by_model.tokens),
             draft_model_n_accepted: tokens(|choice| choice.timings.drafted_by_model.accepted),
-            prefill_tokens_per_second: rate(computed, prefill),
-            decode_tokens_per_second: rate(tokens(|choice| choice.generated.saturating_sub(1)), decode),
+            prefill_tokens_per_second: prefill_rate,
+            decode_tokens_per_second: decode_rate,
+            llama_cpp: LlamaCppTimings {
+                cache_n: cached_tokens,
+                prompt_n: computed,
+                prompt_ms: milliseconds(prefill),
+                prompt_per_second: prefill_rate.unwrap_or_default(),
+                predicted_n: tokens(|choice| choice.generated),
+                predicted_ms: milliseconds(decode),
+                predicted_per_second: decode_rate.unwrap_or_default(),
+            },
         }
     }
 }

@@ -54,6 +54,7 @@ pub(crate) struct CommandOnDevice {
 /// What a command did, or the code of its error.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
+#[expect(clippy::large_enum_variant, reason = "a few in an answer")]
 enum CommandResult {
     Done(CommandDone),
     Failed { error: CommandError },

@@ -9,10 +9,11 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{slot, submit::check_readiness};
+use super::{adapters, slot, submit::check_readiness};
 use crate::{
     executor::{Caller, Terms, Ticket},
     http::{
+        adapter_registry::ServedAdapter,
         error::ApiError,
         field_error::FieldError,
         formats::to_json,
@@ -24,7 +25,7 @@ use crate::{
         },
         state::AppState,
     },
-    job::{Event, Failure, Job, Step},
+    job::{Event, Failure, Job, JobAdapter, Step},
     text::Text,
     units::Tokens,
 };
@@ -116,7 +117,7 @@ pub(crate) async fn embeddings(mut from: ApiRequest) -> Result<HttpResponse, Api
         check(&request.input, "input", text)?;
         Ok(request)
     });
-    let Taken { text, value: request, share: _share, ignored } = taken.await?;
+    let Taken { text, adapter, value: request, share: _share, ignored } = taken.await?;
     let terms = EmbeddingTerms {
         dimensions: request.dimensions,
         pooling: request.pooling,
@@ -124,7 +125,8 @@ pub(crate) async fn embeddings(mut from: ApiRequest) -> Result<HttpResponse, Api
         priority: request.priority.unwrap_or_default(),
         keep_alive: request.keep_alive,
     };
-    let (embedded, usage) = Embedder::new(&from, &text, terms)?.embed(request.input).await?;
+    let (embedded, usage) =
+        Embedder::new(&from, (&text, adapter.as_deref()), terms)?.embed(request.input).await?;
     let numbers = embedded.iter().map(Vec::len).sum();
     let format = request.encoding_format;
     let json = move || {
@@ -141,11 +143,11 @@ pub(crate) async fn embeddings(mut from: ApiRequest) -> Result<HttpResponse, Api
 
 /// `POST /v1/rerank`.
 pub(crate) async fn rerank(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
-    let Taken { text, value: request, share: _share, ignored } =
+    let Taken { text, adapter, value: request, share: _share, ignored } =
         from.take(|request: RerankRequest, _| Ok(request)).await?;
     let terms = EmbeddingTerms { pooling: request.pooling, ..EmbeddingTerms::default() };
     let texts = [&request.query].into_iter().chain(&request.documents).cloned().map(Prompt::Text).collect();
-    let (embedded, usage) = Embedder::new(&from, &text, terms)?.embed(texts).await?;
+    let (embedded, usage) = Embedder::new(&from, (&text, adapter.as_deref()), terms)?.embed(texts).await?;
     let Some((query, documents)) = embedded.split_first() else { return Err(empty("query")) };
     let scores = documents.iter().map(|document| dot(query, document));
     let mut results: Vec<_> = scores
@@ -170,10 +172,11 @@ pub(crate) async fn ollama_embed(mut from: ApiRequest) -> Result<HttpResponse, A
         check(&request.input, "input", text)?;
         Ok(request)
     });
-    let Taken { text, value: request, share: _share, ignored } = taken.await?;
+    let Taken { text, adapter, value: request, share: _share, ignored } = taken.await?;
     let (dimensions, keep_alive) = (request.dimensions, request.keep_alive);
     let terms = EmbeddingTerms { dimensions, keep_alive, ..EmbeddingTerms::default() };
-    let (embeddings, usage) = Embedder::new(&from, &text, terms)?.embed(request.input).await?;
+    let (embeddings, usage) =
+        Embedder::new(&from, (&text, adapter.as_deref()), terms)?.embed(request.input).await?;
     let numbers = embeddings.iter().map(Vec::len).sum();
     let json = move || {
         to_json(&OllamaEmbeddings {
@@ -189,11 +192,12 @@ pub(crate) async fn ollama_embed(mut from: ApiRequest) -> Result<HttpResponse, A
 
 /// `POST /api/embeddings`.
 pub(crate) async fn ollama_embeddings(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
-    let Taken { text, value: request, share: _share, ignored } =
+    let Taken { text, adapter, value: request, share: _share, ignored } =
         from.take(|request: OllamaEmbeddingsRequest, _| Ok(request)).await?;
     let terms = EmbeddingTerms { keep_alive: request.keep_alive, is_raw: true, ..EmbeddingTerms::default() };
-    let (mut embedded, _) =
-        Embedder::new(&from, &text, terms)?.embed(vec![Prompt::Text(request.prompt)]).await?;
+    let (mut embedded, _) = Embedder::new(&from, (&text, adapter.as_deref()), terms)?
+        .embed(vec![Prompt::Text(request.prompt)])
+        .await?;
     let embedding = embedded.pop().unwrap_or_default();
     Ok(ignored.name_in(HttpResponse::Ok().json(OllamaEmbedding { embedding })))
 }
@@ -226,13 +230,25 @@ struct Embedder<'a> {
     caller: Caller,
     record: Option<RequestRecord>,
     terms: EmbeddingTerms,
+    adapters: Vec<JobAdapter>,
 }
 
 impl<'a> Embedder<'a> {
-    fn new(from: &'a ApiRequest, text: &'a Arc<Text>, terms: EmbeddingTerms) -> Result<Self, ApiError> {
+    fn new(
+        from: &'a ApiRequest,
+        (text, adapter): (&'a Arc<Text>, Option<&ServedAdapter>),
+        terms: EmbeddingTerms,
+    ) -> Result<Self, ApiError> {
         check_readiness(&from.state.readiness.borrow())?;
         let model = ServedModel { state: &from.state, text };
-        Ok(Self { model, caller: slot::caller(&from.http), record: RequestRecord::of(&from.http), terms })
+        let (caller, record) = (slot::caller(&from.http), RequestRecord::of(&from.http));
+        Ok(Self {
+            model,
+            caller,
+            record,
+            terms,
+            adapters: adapter.map(adapters::whole).into_iter().collect(),
+        })
     }
 
     /// The embeddings of `texts`, in their order, and their tokens.
@@ -275,6 +291,7 @@ impl<'a> Embedder<'a> {
             embedding: Some(self.terms.pooling.unwrap_or(state.settings.pooling)),
             // Nothing continues these texts.
             cache_prompt: false,
+            adapters: self.adapters.clone(),
             ..Job::new(state.executor.new_id(), prompt, 1)
         })
     }

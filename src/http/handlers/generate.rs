@@ -14,7 +14,7 @@ use futures_util::{Stream, future::select_all, stream};
 use tokio::time::timeout;
 
 use super::{
-    slot,
+    adapters, slot,
     submit::{Origin, submit},
 };
 use crate::{
@@ -43,13 +43,16 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
     let owner = auth::key(&request).map(|key| key.name().to_owned());
     let take =
         move |request: F::Request, text: &Text| resolve(request, text, (&server, owner.as_deref()), log_as);
-    let Taken { text, value: mut params, share, ignored } = from.take(take).await?;
+    let Taken { text, adapter, value: mut params, share, ignored } = from.take(take).await?;
+    let id = &text.card().id;
+    let adapters = adapters::chosen(&state.models, id, adapter.as_ref(), &params.adapters)?;
+    let model = adapter.map_or_else(|| id.clone(), |adapter| format!("{id}:{}", adapter.name));
     let job = state.executor.new_id();
     let (delivery, choices, best_of) = (params.delivery, params.choices, params.best_of);
     let mut meta = ResponseMeta {
         id: F::id(job),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        model: text.card().id.clone(),
+        model: model.clone(),
         seed: params.sampling.seed,
         fingerprint: text.card().fingerprint.clone(),
         details: params.details,
@@ -64,10 +67,11 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
         return Ok(ignored.name_in(loaded(&state, load, F::new(meta)).await?));
     }
     let record = RequestRecord::of(&request);
-    record.iter().for_each(|record| trace_request(record, &params, F::OPERATION, &text.card().id));
+    record.iter().for_each(|record| trace_request(record, &params, F::OPERATION, &model));
     let trace = record.as_ref().and_then(RequestRecord::trace);
     let mut streams =
-        submit(&state, &text, params, Origin { id: job, caller: slot::caller(&request), trace }).await?;
+        submit(&state, &text, params, Origin { id: job, caller: slot::caller(&request), trace, adapters })
+            .await?;
     // The body has become tokens, whose number the queue bounds.
     drop(share);
     meta.prompt_tokens = streams.first().map_or(0, CompletionStream::prompt_tokens);

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::{
     executor::SubmitError,
-    http::{error::ApiError, prometheus_text, state::AppState},
+    http::{error::ApiError, metric_names, prometheus_text, state::AppState},
     metrics::CONTENT_TYPE,
 };
 
@@ -82,6 +82,8 @@ pub(crate) async fn metrics(
 ) -> Result<HttpResponse, ApiError> {
     state.metrics.kv_cache_usage.set(kv_cache_usage(&state));
     let text = state.metrics.render().map_err(|error| ApiError::Internal { message: error.to_string() })?;
+    let model = state.models.usable_ids().into_iter().next().unwrap_or_default();
+    let text = metric_names::with_names(text, state.settings.metric_names, &model);
     if prometheus_text::wants_open_metrics(request.headers()) {
         return Ok(HttpResponse::Ok().content_type(CONTENT_TYPE).body(text));
     }

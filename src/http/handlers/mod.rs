@@ -1,5 +1,6 @@
 //! One file per route or group of routes.
 
+pub(super) mod adapters;
 pub(super) mod admin;
 pub(super) mod embeddings;
 pub(super) mod generate;

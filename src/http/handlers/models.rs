@@ -1,6 +1,6 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`: OpenAI's model objects, with eka's details.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use crate::{
     http::{
+        adapter_registry::ServedAdapter,
         error::{ApiError, Unavailable},
         middleware::auth::check_model,
         model_registry::{self, ModelEntry},
@@ -29,14 +30,34 @@ pub(crate) struct ModelList<'a> {
 /// OpenAI's model object, with eka's details.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Model<'a> {
-    id: &'a str,
+    id: Cow<'a, str>,
     /// Always `model`.
     object: &'static str,
     /// When the model was exported, in seconds since 1970.
     created: u64,
     /// Always `eka`.
     owned_by: &'static str,
+    /// The base of an adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<&'a str>,
+    /// Only of an adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    adapter: Option<AdapterDetails>,
     eka: ModelDetails<'a>,
+}
+
+/// An adapter that is served beside its base.
+#[derive(Serialize, ToSchema)]
+struct AdapterDetails {
+    rank: usize,
+    /// Names of the modules that it changes, without their layers.
+    targets: Vec<String>,
+    /// Size of its tensors in bytes.
+    bytes: u64,
+    /// Why it cannot be mixed with other adapters; null if it can.
+    #[schema(required)]
+    exclusive: Option<String>,
 }
 
 /// eka's details of a model.
@@ -114,7 +135,12 @@ struct Worker {
 
 /// `GET /v1/models`.
 pub(crate) async fn models(request: HttpRequest, state: web::Data<AppState>) -> HttpResponse {
-    let data = allowed(&request, &state).map(|entry| Model::new(&state, entry)).collect();
+    let mut data = Vec::new();
+    for entry in allowed(&request, &state) {
+        data.push(Model::new(&state, entry, None));
+        let adapters = state.models.adapters.of_model(model_registry::id(entry));
+        data.extend(adapters.iter().map(|adapter| Model::new(&state, entry, Some(adapter))));
+    }
     HttpResponse::Ok().json(ModelList { object: "list", data })
 }
 
@@ -126,7 +152,8 @@ pub(crate) async fn model(
 ) -> Result<HttpResponse, ApiError> {
     let id = path.into_inner();
     check_model(&request, state.models.resolve(&id))?;
-    Ok(HttpResponse::Ok().json(Model::new(&state, state.models.entry(Some(&id))?)))
+    let (entry, adapter) = (state.models.entry(Some(&id))?, state.models.adapter(Some(&id))?);
+    Ok(HttpResponse::Ok().json(Model::new(&state, entry, adapter.as_deref())))
 }
 
 /// The models that the key of a request may use.
@@ -138,12 +165,35 @@ pub(crate) fn allowed<'a>(
 }
 
 impl<'a> Model<'a> {
-    fn new(state: &AppState, entry: &'a ModelEntry) -> Self {
+    /// The model of `entry`, or an adapter of it.
+    fn new(state: &AppState, entry: &'a ModelEntry, adapter: Option<&ServedAdapter>) -> Self {
         let (id, created, eka) = match entry {
             Ok(text) => (&text.card().id, text.card().created, ModelDetails::available(state, text)),
             Err(Unavailable { id, reason }) => (id, 0, ModelDetails::Unavailable { error: reason }),
         };
-        Self { id, object: "model", created, owned_by: "eka", eka }
+        let of_base = Self {
+            id: id.into(),
+            object: "model",
+            created,
+            owned_by: "eka",
+            parent: None,
+            adapter: None,
+            eka,
+        };
+        let Some(adapter) = adapter else { return of_base };
+        let details = AdapterDetails {
+            rank: adapter.rank,
+            targets: adapter.targets.clone(),
+            bytes: adapter.bytes,
+            exclusive: adapter.exclusive.clone(),
+        };
+        Self {
+            id: format!("{id}:{}", adapter.name).into(),
+            created: adapter.created,
+            parent: Some(id),
+            adapter: Some(details),
+            ..of_base
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
+    adapters,
     admin::{CommandAnswer, send_command},
     slot::caller,
     submit::{check_readiness, room},
@@ -162,6 +163,7 @@ async fn save(request: &ApiRequest, store: PromptStore, body: SavePrompt) -> Res
     let state = &request.state;
     let SavePrompt { name, model, prompt, messages, tools, cache_salt: salt } = body;
     let text = auth::model(&request.http, state, model.as_deref())?;
+    let adapter = state.models.adapter(model.as_deref())?;
     let prompt = Prompt::choose(prompt, with_tools(messages, tools)?)?;
     prompt.check("prompt", text.card().vocabulary)?;
     check_readiness(&state.readiness.borrow())?;
@@ -175,7 +177,9 @@ async fn save(request: &ApiRequest, store: PromptStore, body: SavePrompt) -> Res
     let save = SaveAs { name: name.to_string(), dir: store.dir().to_path_buf() };
     let model = text.card().id.as_str().into();
     let cache_salt = cache_salt::digest(state, caller(&request.http).key.as_deref(), salt.as_deref());
-    let job = Job { model, cache_salt, save: Some(save), ..Job::new(state.executor.new_id(), tokens, 1) };
+    let adapters = adapter.iter().map(|adapter| adapters::whole(adapter)).collect();
+    let id = state.executor.new_id();
+    let job = Job { model, cache_salt, adapters, save: Some(save), ..Job::new(id, tokens, 1) };
     let (finish, queue_wait) = run(request, job).await?;
     if let Some(record) = RequestRecord::of(&request.http) {
         record.add_tokens(read.0, 0);
@@ -221,10 +225,13 @@ async fn restore(
     let RestorePrompt { name, model: asked, .. } = body;
     let file = store.path(&name);
     let (head, bytes) = head(store, &name).await?;
-    let text = auth::model(&request.http, &request.state, Some(asked.as_ref().unwrap_or(&head.model)))?;
+    let asked = asked.as_ref().unwrap_or(&head.model);
+    let text = auth::model(&request.http, &request.state, Some(asked))?;
+    let adapter = request.state.models.adapter(Some(asked))?;
+    let adapters = adapter.iter().map(|adapter| adapters::whole(adapter)).collect();
     let (model, called) = (text.card().id.as_str().into(), name.to_string());
-    let outcomes =
-        send_command(request, Command::Restore(PromptToRestore { model, name: called, file, salt })).await?;
+    let prompt = PromptToRestore { model, name: called, file, salt, adapters };
+    let outcomes = send_command(request, Command::Restore(prompt)).await?;
     let (saved, done) = (SavedPrompt::new(&name, head, bytes), outcomes.try_into()?);
     Ok(HttpResponse::Ok().json(CacheAnswer::Restore { saved, done }))
 }

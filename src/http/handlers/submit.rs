@@ -5,6 +5,7 @@
 
 use std::{mem, sync::Arc, time::Instant};
 
+use super::adapters;
 use crate::{
     constraint,
     executor::{Caller, Deadlines, Terms},
@@ -17,7 +18,7 @@ use crate::{
         },
         state::AppState,
     },
-    job::{Constraint, Dry, Failure, Job, JobId, Priority, Readiness, Sampling, TraceLink},
+    job::{Constraint, Dry, Failure, Job, JobAdapter, JobId, Priority, Readiness, Sampling, TraceLink},
     text::{AnswerParserOptions, ReasoningFormat, ReasoningOptions, Text},
     units::Tokens,
 };
@@ -28,6 +29,7 @@ pub(crate) struct Origin {
     pub(crate) id: JobId,
     pub(crate) caller: Caller,
     pub(crate) trace: Option<TraceLink>,
+    pub(crate) adapters: Vec<JobAdapter>,
 }
 
 /// Queues a job for each choice of each prompt and returns their streams, prompt by prompt. A slot takes up to
@@ -42,6 +44,7 @@ pub(crate) async fn submit(
     let caller = origin.caller.clone();
     check_readiness(&state.readiness.borrow())?;
     state.check_served(&text.card().id)?;
+    adapters::count(state, &text.card().id, &origin.adapters);
     let prepared = prepare(ServedModel { state, text }, params, origin, arrived).await?;
     let all: Vec<(Job, AnswerOptions)> = prepared
         .into_iter()
@@ -134,6 +137,7 @@ async fn prepare(
             trace: origin.trace.clone(),
             cache_prompt: params.cache_prompt,
             cache_salt: cache_salt::digest(state, key, salt),
+            adapters: origin.adapters.clone(),
             end_tokens: end_tokens.clone(),
             min_new_tokens: params.min_new,
             ..Job::new(id, tokens, max_new)

@@ -2,7 +2,7 @@
 //!
 //! | route | request | answer |
 //! |---|---|---|
-//! | `POST /tokenize` | one of `content`, `prompt`, `messages`; `tools`, `add_special`, `with_pieces` | `tokens`, `count`, `max_model_len` |
+//! | `POST /tokenize` | one of `content`, `prompt`, `messages`; `tools`, `add_special`, `with_pieces`, `return_token_strs` | `tokens`, `count`, `max_model_len`, `token_strs` |
 //! | `POST /detokenize` | `tokens` | `content`, and the same as `prompt` |
 //! | `POST /apply-template` | `messages`, `tools` | `prompt` |
 //!
@@ -41,6 +41,9 @@ pub(crate) struct Tokenized {
     tokens: Vec<Token>,
     /// The context length.
     max_model_len: Tokens,
+    /// The texts of the tokens, with `return_token_strs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_strs: Option<Vec<String>>,
 }
 
 /// A token id, or with `with_pieces` a token id and its text.
@@ -93,10 +96,10 @@ pub(crate) struct RenderedPrompt {
 /// `POST /tokenize`.
 pub(crate) async fn tokenize(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
     let taken = request.take(|request: TokenizeRequest, _| {
-        let with_pieces = request.with_pieces;
-        Ok((request.source()?, with_pieces))
+        let (with_pieces, with_texts) = (request.with_pieces, request.return_token_strs);
+        Ok((request.source()?, with_pieces, with_texts))
     });
-    let Taken { text, value: (source, with_pieces), share, ignored } = taken.await?;
+    let Taken { text, value: (source, with_pieces, with_texts), share, ignored, .. } = taken.await?;
     let model = ServedModel { state: &request.state, text: &text };
     let (source, special) = match source {
         Source::Text { text, add_special: true } => (text, Special::Added),
@@ -109,8 +112,9 @@ pub(crate) async fn tokenize(mut request: ApiRequest) -> Result<HttpResponse, Ap
     let count = ids.len();
     let json = move || {
         let token = |id| if with_pieces { Token::piece(&text, id) } else { Token::Id(id) };
+        let token_strs = with_texts.then(|| ids.iter().map(|id| text.token(*id).text).collect());
         let tokens = ids.into_iter().map(token).collect();
-        to_json(&Tokenized { count, tokens, max_model_len: max })
+        to_json(&Tokenized { count, tokens, max_model_len: max, token_strs })
     };
     answer(&request.state, Cost::of_text(count), ignored, json).await
 }
@@ -139,7 +143,7 @@ pub(crate) async fn detokenize(mut request: ApiRequest) -> Result<HttpResponse, 
         check_ids(&request.tokens, "tokens", text.card().vocabulary)?;
         Ok(request.tokens)
     });
-    let Taken { text, value: ids, share, ignored } = taken.await?;
+    let Taken { text, value: ids, share, ignored, .. } = taken.await?;
     let cost = Cost::of_text(ids.len());
     let json = move || {
         let content = text.decode_with_special(&ids);
@@ -152,7 +156,7 @@ pub(crate) async fn detokenize(mut request: ApiRequest) -> Result<HttpResponse, 
 /// `POST /apply-template`.
 pub(crate) async fn apply_template(mut request: ApiRequest) -> Result<HttpResponse, ApiError> {
     let taken = request.take(|request: ApplyTemplateRequest, _| Ok(request.conversation()?));
-    let Taken { text, value: conversation, share, ignored } = taken.await?;
+    let Taken { text, value: conversation, share, ignored, .. } = taken.await?;
     let prompt = ServedModel { state: &request.state, text: &text }.render(conversation).await?;
     drop(share);
     answer(&request.state, Cost::of_json(prompt.len()), ignored, move || to_json(&RenderedPrompt { prompt }))

@@ -90,7 +90,7 @@ impl RequestRecord {
             peer: request.peer_addr().map(|peer| peer.ip()),
             id: RequestId::of(request.headers()),
             begun: Instant::now(),
-            _answer: request.conn_data::<ConnectionHandle>().map(ConnectionHandle::answer),
+            _answer: ConnectionHandle::of(request.request()).map(|connection| connection.answer()),
             key: OnceCell::new(),
             result: RefCell::new(result),
         }))

@@ -139,9 +139,8 @@ pub(crate) fn model_for<'a>(
     models: &'a ModelRegistry,
     asked: Option<&str>,
 ) -> Result<&'a Arc<Text>, ApiError> {
-    let asked = asked.map(|asked| models.resolve(asked));
     if let Some(asked) = asked {
-        check_model_for(key, asked)?;
+        check_model_for(key, models.resolve(asked))?;
     }
     let text = models.find(asked)?;
     check_model_for(key, &text.card().id)?;
@@ -168,7 +167,7 @@ fn check_model_for(key: Option<&Key>, model: &str) -> Result<(), ApiError> {
 /// count.
 fn is_local(request: &HttpRequest) -> bool {
     let is_loopback = request.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-    let is_socket = request.conn_data::<ConnectionHandle>().is_some_and(ConnectionHandle::is_local_socket);
+    let is_socket = ConnectionHandle::of(request).is_some_and(|connection| connection.is_local_socket());
     (is_loopback || is_socket) && !request.headers().keys().any(|name| is_added_by_proxies(name.as_str()))
 }
 

@@ -32,6 +32,7 @@ use tokio::time::timeout;
 use super::schema::{Fields, Ignored, ReadObject};
 use crate::{
     http::{
+        adapter_registry::ServedAdapter,
         body_memory::Share,
         connections::ConnectionHandle,
         error::ApiError,
@@ -69,6 +70,8 @@ pub(crate) struct Body {
 /// A request, its model, and the memory of its body, which stays counted until `share` is dropped.
 pub(crate) struct Taken<T> {
     pub(crate) text: Arc<Text>,
+    /// The adapter in the model's name.
+    pub(crate) adapter: Option<Arc<ServedAdapter>>,
     pub(crate) value: T,
     pub(crate) share: Share,
     /// Fields that were ignored.
@@ -129,8 +132,9 @@ impl ApiRequest {
             let model = fields.get("model").and_then(Value::as_str).map(str::to_owned);
             let request = R::read(fields)?;
             let text = Arc::clone(auth::model_for(key.as_deref(), &models, model.as_deref())?);
+            let adapter = models.adapter(model.as_deref())?;
             let value = resolve(request, &text)?;
-            Ok::<_, ApiError>(Taken { text, value, share, ignored })
+            Ok::<_, ApiError>(Taken { text, adapter, value, share, ignored })
         };
         self.state.offload.run(cost, work).await
     }
@@ -157,7 +161,7 @@ impl ApiRequest {
         check_length(headers, limit)?;
         let encoding = encoding(headers)?;
         // At the connection limit, a connection that is still sending its body may be closed.
-        let _reading = self.http.conn_data::<ConnectionHandle>().map(ConnectionHandle::body);
+        let _reading = ConnectionHandle::of(&self.http).map(|connection| connection.body());
         let body = Body { bytes: Vec::new(), encoding, limit, share: self.state.body_memory.share() };
         let read = timeout(TIMEOUT, body.filled(&mut self.payload, announced(headers))).await;
         read.map_err(|_| ApiError::BodyTooSlow { limit: TIMEOUT })?

@@ -14,7 +14,7 @@ use super::{
 use crate::{http::field_error::FieldError, job::LogprobOptions, units::Tokens};
 
 /// Most alternatives to each token.
-const MAX_LOGPROBS: usize = 5;
+const MAX_LOGPROBS: usize = 20;
 
 shape! {
     /// A request of `/v1/completions`.

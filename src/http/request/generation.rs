@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::{
+    adapters::{AdapterChoice, adapters},
     cache_salt::cache_salt,
     compat,
     echoed_fields::EchoedFields,
@@ -55,6 +56,8 @@ shape! {
         ..format: FormatFields;
         /// Id of a model of `GET /v1/models`; by default the first of them.
         _model as "model": Option<String> = string().optional();
+        /// Adapters of the model, added up with their weights; a model name of the form `MODEL:ADAPTER` chooses one.
+        adapters: Vec<AdapterChoice> = adapters().or_empty();
         /// The answer ends before any of these strings: at most 16 of 1024 bytes, none of them empty. `""` means none. They
         /// have no effect within reasoning, tool calls and an answer whose form is constrained.
         stop: Vec<String> = stop_strings().or_empty().unset_at("\"\"");
@@ -211,6 +214,8 @@ pub(crate) struct GenerateParams {
     pub(crate) terms: Terms,
     /// How long the model stays loaded afterwards.
     pub(crate) keep_alive: Option<KeepAlive>,
+    /// Adapters of the model.
+    pub(crate) adapters: Vec<AdapterChoice>,
 }
 
 impl GenerateParams {
@@ -262,8 +267,7 @@ impl Generation {
         context: &RequestContext<'_>,
     ) -> Result<GenerateParams, FieldError> {
         let delivery = self.delivery()?;
-        let is_limited = route.max_new.is_some();
-        let terms = Terms { is_limited, ..self.terms(context.deadlines)? };
+        let terms = Terms { is_limited: route.max_new.is_some(), ..self.terms(context.deadlines)? };
         route.prompt.check("prompt", context.vocabulary)?;
         check_ids(&self.stop_token_ids, "stop_token_ids", context.vocabulary)?;
         let temperature = context.sampling.temperature.or(Some(route.default_temperature));
@@ -311,6 +315,7 @@ impl Generation {
             delivery,
             terms,
             keep_alive: self.keep_alive,
+            adapters: self.adapters,
         })
     }
 

@@ -1,5 +1,6 @@
 //! From bytes to a checked request.
 
+mod adapters;
 mod admin;
 mod anthropic;
 mod anthropic_messages;
@@ -26,6 +27,7 @@ mod response_format;
 mod responses;
 mod sampling;
 pub(super) mod schema;
+mod structural_tag;
 mod thinking;
 mod token_details;
 pub(super) mod tokenize;
@@ -33,6 +35,7 @@ mod tool_definitions;
 mod tools;
 
 pub(super) use self::{
+    adapters::AdapterChoice,
     admin::{CacheRequest, LoadRequest, LogRequest, RestorePrompt, SavePrompt},
     anthropic::MessagesRequest,
     body::{ApiRequest, Taken},

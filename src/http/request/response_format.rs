@@ -7,6 +7,7 @@
 //! | `grammar` | a grammar in Lark's syntax, from `start`, or in llama.cpp's (GBNF), from `root` |
 //! | `regex` | a regular expression that matches the whole answer |
 //! | `structured_outputs`, `guided_json`, `guided_regex`, `guided_choice`, `guided_grammar` | the same, as in vLLM; `choice` is a list of texts |
+//! | `structural_tag`, in `structured_outputs` and as a type of `response_format` | text with tags whose content has a form, as in vLLM and xgrammar |
 //!
 //! At most one of them. The answer always matches, so `strict` changes nothing; a schema that cannot be enforced is refused.
 //! Only an answer that reaches its token limit may end before it matches; its `finish_reason` is then `length`.
@@ -17,9 +18,10 @@ use super::{
     closed_objects::closed,
     compat, gbnf,
     schema::{
-        FieldType, Location, Modify, boolean, either, json_object, object, shape, string, string_list,
+        FieldType, Location, Modify, array, boolean, either, json_object, object, shape, string, string_list,
         tagged_shape,
     },
+    structural_tag,
 };
 use crate::{http::field_error::FieldError, job::Constraint};
 
@@ -57,6 +59,8 @@ shape! {
         grammar: Option<Constraint> = grammar().optional();
         /// The answer is a JSON object.
         json_object: bool = boolean().or(false);
+        /// Text with tags whose content has a form: an object, or its text.
+        structural_tag: Option<Constraint> = tags_or_text().optional();
     }
     accepts compat::STRUCTURED_OUTPUTS;
 }
@@ -75,6 +79,11 @@ fn schema_or_text() -> impl FieldType<Value = Map<String, Value>> {
         serde_json::from_str(&text).map_err(|error| at.invalid(format!("is not a JSON schema: {error}")))
     };
     either(string().try_map(parsed), json_object()).named("SchemaOrText", "A JSON schema, or its text.")
+}
+
+/// A structural tag, or its text.
+fn tags_or_text() -> impl FieldType<Value = Constraint> {
+    schema_or_text().try_map(|tag, at| structural_tag::constraint(tag).map_err(|error| at.invalid(error)))
 }
 
 /// A grammar in either notation.
@@ -99,6 +108,7 @@ impl StructuredOutputs {
             ("structured_outputs.choice", one_of_texts(&self.choice)),
             ("structured_outputs.grammar", self.grammar),
             ("structured_outputs.json_object", self.json_object.then(any_object)),
+            ("structured_outputs.structural_tag", self.structural_tag),
         ];
         let mut sent = all.into_iter().filter_map(|(name, constraint)| Some((name, constraint?)));
         match (sent.next(), sent.next()) {
@@ -114,6 +124,7 @@ tagged_shape! {
         "text" => Text(AnyText),
         "json_object" => JsonObject(ObjectFormat),
         "json_schema" => JsonSchema(SchemaFormat),
+        "structural_tag" => StructuralTag(StructuralTag),
     }
 }
 
@@ -141,6 +152,15 @@ shape! {
     pub(crate) struct ObjectFormat {
         /// A schema that it matches, as in llama.cpp.
         schema: Option<Map<String, Value>> = json_object().optional();
+    }
+}
+
+shape! {
+    /// Text with tags whose content has a form, as vLLM and xgrammar describe it; either `format`, or `structures` with `triggers`.
+    pub(crate) struct StructuralTag {
+        format: Option<Map<String, Value>> = json_object().optional();
+        structures: Option<Vec<Map<String, Value>>> = array(json_object()).optional();
+        triggers: Vec<String> = string_list(MAX_CHOICES, MAX_CHOICE_BYTES, "a trigger cannot be an empty text").or_empty();
     }
 }
 
@@ -210,6 +230,7 @@ impl ResponseFormat {
         const NAMED: &str = "response_format.json_schema";
         match self {
             Self::Text(AnyText {}) => Ok(None),
+            Self::StructuralTag(tag) => tag.constraint().map(Some),
             Self::JsonObject(format) => Ok(Some(format.schema.map_or_else(any_object, schema))),
             Self::JsonSchema(format) => match (format.json_schema, format.schema) {
                 (Some(_), Some(_)) => Err(FieldError::conflict("response_format.schema", NAMED)),
@@ -217,6 +238,16 @@ impl ResponseFormat {
                 (None, None) => Err(FieldError::Missing { param: NAMED.into() }),
             },
         }
+    }
+}
+
+impl StructuralTag {
+    fn constraint(self) -> Result<Constraint, FieldError> {
+        let mut tag = Map::new();
+        tag.extend(self.format.map(|format| ("format".into(), Value::Object(format))));
+        tag.extend(self.structures.map(|structures| ("structures".into(), json!(structures))));
+        tag.insert("triggers".into(), json!(self.triggers));
+        structural_tag::constraint(tag).map_err(|error| FieldError::value("response_format", error))
     }
 }
 

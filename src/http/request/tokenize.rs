@@ -30,6 +30,8 @@ shape! {
         add_special_tokens: Option<bool> = boolean().optional();
         /// Tokens come with their texts.
         with_pieces: bool = boolean().or(false);
+        /// The texts of the tokens are in `token_strs`, as in vLLM.
+        return_token_strs: bool = boolean().or(false);
     }
     accepts compat::TOKENIZE;
 }

@@ -12,6 +12,8 @@
 //!
 //! **Closing idle connections.** Each connection reports its phase to [`connections`](crate::http::connections), which may
 //! ask it to close in favor of a new one.
+//!
+//! Below HTTP/2 it only adds the write timeout and turns of reading; [`http2`](super::http2) does the rest.
 
 use std::{
     io, mem,
@@ -22,9 +24,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use actix_http::Protocol;
 use actix_web::http::header::HttpDate;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::{Sleep, sleep},
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -43,6 +46,9 @@ use crate::{
 
 /// Most bytes in the head of a refusal by actix-web.
 const MAX_REFUSAL_BYTES: usize = 256;
+
+/// What an HTTP/2 client sends first.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Not yet the answer: asks a client for a body that it holds back.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -77,13 +83,15 @@ enum RequestState {
     Answering,
     /// No further request is accepted.
     Closed,
+    /// There may be several at once: the connection is HTTP/2.
+    Http2,
 }
 
 impl RequestState {
     /// The state after `bytes` have arrived.
     fn after(self, bytes: &[u8]) -> Self {
         // Bodies may have megabytes, which do not change the state.
-        if matches!(self, Self::Answering | Self::Closed) {
+        if matches!(self, Self::Answering | Self::Closed | Self::Http2) {
             return self;
         }
         bytes.iter().fold(self, |state, byte| match (state, byte) {
@@ -92,7 +100,7 @@ impl RequestState {
             (Self::Head { last_line: 0 }, b'\n') => Self::Answering,
             (Self::Head { .. }, b'\n') => Self::Head { last_line: 0 },
             (Self::Head { last_line }, _) => Self::Head { last_line: last_line + 1 },
-            (Self::Answering | Self::Closed, _) => state,
+            (Self::Answering | Self::Closed | Self::Http2, _) => state,
         })
     }
 }
@@ -102,6 +110,8 @@ pub(crate) struct Connection<T> {
     io: T,
     peer: Option<SocketAddr>,
     metrics: Arc<Metrics>,
+    /// Bytes that were read to recognise HTTP/2, and are still to be passed on.
+    first: Vec<u8>,
     /// The first bytes read since the last write, for explaining a refusal.
     received: Vec<u8>,
     /// Bytes of an error body that are not written yet.
@@ -128,6 +138,7 @@ impl<T> Connection<T> {
             io,
             peer,
             metrics,
+            first: Vec::new(),
             received,
             unwritten,
             request,
@@ -138,6 +149,16 @@ impl<T> Connection<T> {
             handle,
             closing,
         }
+    }
+
+    /// From now on it is HTTP/2.
+    pub(crate) fn set_http2(&mut self) {
+        self.request = RequestState::Http2;
+    }
+
+    /// How long to wait for the client.
+    pub(crate) const fn timeouts(&self) -> Timeouts {
+        self.timeouts
     }
 
     /// Its entry in the list of all connections.
@@ -166,7 +187,7 @@ impl<T: AsyncWrite + Unpin> Connection<T> {
         if mem::discriminant(&self.request) != mem::discriminant(&request) {
             self.read_timer = None;
             self.handle.set_phase(match request {
-                RequestState::Idle | RequestState::Closed => Phase::Idle,
+                RequestState::Idle | RequestState::Closed | RequestState::Http2 => Phase::Idle,
                 RequestState::Head { .. } => Phase::Head,
                 RequestState::Answering => Phase::Waiting,
             });
@@ -176,6 +197,9 @@ impl<T: AsyncWrite + Unpin> Connection<T> {
 
     /// Waits for the client to send something; completes when the connection has to end.
     fn poll_read_timeout(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.request == RequestState::Http2 {
+            return Poll::Pending;
+        }
         if self.closing.as_mut().poll(cx).is_ready() {
             self.set_request(RequestState::Closed);
             return Poll::Ready(());
@@ -183,19 +207,22 @@ impl<T: AsyncWrite + Unpin> Connection<T> {
         let timeout = match self.request {
             RequestState::Idle => self.timeouts.idle,
             RequestState::Head { .. } => self.timeouts.head,
-            RequestState::Answering => return Poll::Pending,
+            RequestState::Answering | RequestState::Http2 => return Poll::Pending,
             RequestState::Closed => return Poll::Ready(()),
         };
         let timer = self.read_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(timer.as_mut().poll(cx));
         if matches!(self.request, RequestState::Head { .. }) {
-            let date = HttpDate::from(SystemTime::now());
-            let refusal =
-                format!("HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\ndate: {date}\r\n\r\n");
-            self.unwritten = self.explained(&refusal, 408);
+            self.refuse_slow_head();
         }
         self.set_request(RequestState::Closed);
         Poll::Ready(())
+    }
+
+    fn refuse_slow_head(&mut self) {
+        let date = HttpDate::from(SystemTime::now());
+        let refusal = format!("HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\ndate: {date}\r\n\r\n");
+        self.unwritten = self.explained(&refusal, 408);
     }
 
     /// Polls a write of the inner connection with the write timeout.
@@ -228,6 +255,58 @@ impl<T: AsyncWrite + Unpin> Connection<T> {
     }
 }
 
+impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
+    /// Reads until it is clear whether the client speaks HTTP/2, which it knows without asking, and passes the bytes on later.
+    ///
+    /// # Errors
+    /// When the connection fails or closes before, or nothing that decides it arrives in time: then a 408 is written.
+    pub(crate) async fn recognise(&mut self) -> io::Result<Protocol> {
+        let timeout = self.timeouts.head;
+        match tokio::time::timeout(timeout, self.read_preface()).await {
+            Ok(read) => {
+                let is_http2 = read?;
+                if is_http2 {
+                    self.set_http2();
+                }
+                Ok(if is_http2 { Protocol::Http2 } else { Protocol::Http1 })
+            }
+            Err(_) => {
+                self.received = mem::take(&mut self.first);
+                self.refuse_slow_head();
+                self.set_request(RequestState::Closed);
+                self.shutdown().await?;
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
+    }
+
+    /// Whether the client begins with HTTP/2's preface.
+    async fn read_preface(&mut self) -> io::Result<bool> {
+        while HTTP2_PREFACE.starts_with(&self.first) && self.first.len() < HTTP2_PREFACE.len() {
+            let mut piece = [0; HTTP2_PREFACE.len()];
+            let room = HTTP2_PREFACE.len() - self.first.len();
+            match self.io.read(&mut piece[..room]).await? {
+                // HTTP/1 decides what a connection that ends here is.
+                0 => return Ok(false),
+                read => self.first.extend_from_slice(&piece[..read]),
+            }
+            self.handle.set_phase(Phase::Head);
+        }
+        Ok(self.first == HTTP2_PREFACE)
+    }
+
+    /// Reads what was read before, or from the inner connection.
+    fn poll_inner(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buffer);
+        }
+        let taken = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first[..taken]);
+        self.first.drain(..taken);
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -241,7 +320,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
         if self.reader.poll_turn(cx).is_pending() {
             return self.poll_read_timeout(cx).map(Ok);
         }
-        match Pin::new(&mut self.io).poll_read(cx, buffer) {
+        match self.poll_inner(cx, buffer) {
             Poll::Ready(read) => read?,
             Poll::Pending => {
                 self.reader.has_waited();
@@ -252,6 +331,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
         self.reader.has_read(read.len());
         let request = self.request.after(read);
         self.set_request(request);
+        if request == RequestState::Http2 {
+            return Poll::Ready(Ok(()));
+        }
         let room = malformed::MAX_EXAMINED.saturating_sub(self.received.len());
         self.received.extend_from_slice(&read[..read.len().min(room)]);
         Poll::Ready(Ok(()))
@@ -261,6 +343,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_unwritten(cx))?;
+        if self.request == RequestState::Http2 {
+            return self.poll_with_timeout(cx, |io, cx| io.poll_write(cx, buffer));
+        }
         if let Some((start, status)) = refusal_in(buffer) {
             let refusal = String::from_utf8_lossy(&buffer[start..]);
             self.unwritten = [&buffer[..start], &self.explained(&refusal, status)].concat();

@@ -3,10 +3,15 @@
 //! Assembled from the parts of actix-web's `HttpServer`, which does not allow a wrapper around the connection such as
 //! [`Connection`].
 
-use std::{cell::OnceCell, future::ready, io, net, pin::Pin, sync::Arc, time::Duration};
+use std::{cell::OnceCell, future::ready, io, net, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
-use actix_http::{ConnectionType, HttpMessage, HttpService, Protocol, Request, error::DispatchError};
-use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_http::{
+    ConnectionType, HttpMessage, HttpService, Protocol, Request, Response, body::BoxBody,
+    error::DispatchError,
+};
+use actix_service::{
+    IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, boxed, fn_factory, fn_service, map_config,
+};
 use actix_web::{
     App, Error, HttpRequest, ResponseError,
     dev::{AppConfig, Server, ServiceRequest},
@@ -14,12 +19,14 @@ use actix_web::{
     middleware::from_fn,
     web,
 };
+use futures_util::future::Either as EitherFuture;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::either::Either;
 
 use super::{
     connection::{Connection, Shared, Timeouts},
+    http2,
     malformed::HEAD_TIMEOUT,
     plain_http,
     read_turns::ReadTurns,
@@ -33,6 +40,7 @@ use crate::http::{
     request::body,
     route, routes,
     state::{AppState, Settings},
+    tls,
 };
 
 /// Keep-alive timeout. Longer than the 60 s of common proxies: if the server closed first, a proxy could send a request into
@@ -63,8 +71,11 @@ type LocalStream = TcpStream;
 /// TLS is boxed, because its state is large.
 type Stream = Connection<Either<TcpStream, Either<Box<TlsStream<TcpStream>>, LocalStream>>>;
 
-/// A connection, as actix-web's HTTP service takes it.
+/// A connection, as actix-http's service takes it.
 type Accepted = (Stream, Protocol, Option<net::SocketAddr>);
+
+/// The application, which makes one service for HTTP/1 and one for HTTP/2.
+type Application = boxed::BoxServiceFactory<(), Request, Response<BoxBody>, Response<BoxBody>, ()>;
 
 /// Makes a future that completes when the server begins to shut down.
 type Ending = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync>;
@@ -123,14 +134,14 @@ pub(crate) fn listen(
             #[cfg(unix)]
             Listener::Unix(listener) => builder.listen_uds("http", listener, move || {
                 let of_thread = context.of_thread();
-                fn_service(move |io| ready(Ok(accept_local(io, of_thread.clone())))).and_then(context.http())
+                fn_service(move |io| accept_local(io, of_thread.clone())).and_then(context.http())
             })?,
         };
     }
     Ok(builder.run())
 }
 
-impl<B: Fn()> Context<B> {
+impl<B: Fn() + 'static> Context<B> {
     /// What all connections share; made, with a call of `begin`, by the first listener.
     fn of_thread(&self) -> OfThread {
         OF_THREAD.with(|cell| {
@@ -148,14 +159,34 @@ impl<B: Fn()> Context<B> {
         })
     }
 
-    /// The application behind an HTTP service.
+    /// The application behind HTTP/1 and HTTP/2.
     fn http(
         &self,
     ) -> impl ServiceFactory<Accepted, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<B>
     {
-        let (data, ending) = (self.data.clone(), self.ending.clone());
+        let (http1, app) = (Rc::new(self.http1()), Rc::new(self.app()));
+        let ending = self.ending.clone();
+        fn_factory(move || {
+            let (http1, app, ending) = (Rc::clone(&http1), Rc::clone(&app), ending.clone());
+            async move {
+                let http1 = Rc::new(http1.new_service(()).await?);
+                let app = Rc::new(app.new_service(()).await?);
+                Ok::<_, ()>(fn_service::<_, _, _, _, _, ()>(move |(io, protocol, peer): Accepted| {
+                    match protocol {
+                        Protocol::Http2 => {
+                            EitherFuture::Left(http2::serve(io, peer, Rc::clone(&app), ending()))
+                        }
+                        _ => EitherFuture::Right(http1.call((io, protocol, peer))),
+                    }
+                }))
+            }
+        })
+    }
+
+    /// The application: all routes, with what runs around them.
+    fn app(&self) -> Application {
+        let data = self.data.clone();
         let only_operates = data.only_operates;
-        let expecting = data.clone();
         let app = App::new()
             .app_data(data)
             .app_data(SharedDocuments::new(&openapi::DOCUMENTS))
@@ -164,6 +195,19 @@ impl<B: Fn()> Context<B> {
             }))
             .configure(|app| route::register(&routes::ROUTES, only_operates, app))
             .default_service(web::to(not_found));
+        let app = app
+            .into_factory()
+            .map(Response::from)
+            .map_err(|error: Error| Response::from(error.error_response()));
+        boxed::factory(map_config(app, |()| AppConfig::default()))
+    }
+
+    /// The application behind HTTP/1.
+    fn http1(
+        &self,
+    ) -> impl ServiceFactory<Accepted, Config = (), Response = (), Error = DispatchError, InitError = ()> + use<B>
+    {
+        let (expecting, ending) = (self.data.clone(), self.ending.clone());
         HttpService::build()
             .client_request_timeout(HEAD_TIMEOUT)
             .client_disconnect_timeout(CLOSE_TIMEOUT)
@@ -176,9 +220,7 @@ impl<B: Fn()> Context<B> {
                 data.insert(connection.handle().clone());
             })
             .graceful_shutdown_signal(move || ending())
-            .finish(map_config(app.into_factory().map_err(|error: Error| error.error_response()), |_| {
-                AppConfig::default()
-            }))
+            .finish(self.app())
     }
 }
 
@@ -206,25 +248,42 @@ async fn accept(
     // Nagle's algorithm would delay the small write of a token until the previous one is acknowledged.
     io.set_nodelay(true)?;
     let peer = io.peer_addr().ok();
-    let io = match acceptor {
-        Some(acceptor) => {
-            let handshake = timeout(HEAD_TIMEOUT, plain_http::handshake(io, acceptor, &shared.metrics));
-            let io = handle.closing().run_until_cancelled(handshake).await;
-            let io = io.and_then(Result::ok).ok_or(io::ErrorKind::TimedOut);
-            Either::Right(Either::Left(Box::new(io.map_err(io::Error::from)??)))
-        }
-        None => Either::Left(io),
+    let Some(acceptor) = acceptor else {
+        return recognised(Connection::new(Either::Left(io), peer, shared, handle), peer).await;
     };
-    let connection = Connection::new(io, peer, shared, handle);
+    let handshake = timeout(HEAD_TIMEOUT, plain_http::handshake(io, acceptor, &shared.metrics));
+    let io = handle.closing().run_until_cancelled(handshake).await;
+    let io = io.and_then(Result::ok).ok_or(io::ErrorKind::TimedOut).map_err(io::Error::from)??;
+    let is_http2 = io.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
+    let io = Either::Right(Either::Left(Box::new(io)));
+    let mut connection = Connection::new(io, peer, shared, handle);
+    if is_http2 {
+        connection.set_http2();
+        return Ok((connection, Protocol::Http2, peer));
+    }
     Ok((connection, Protocol::Http1, peer))
 }
 
 /// Sets up a connection of a Unix socket.
 #[cfg(unix)]
-fn accept_local(io: LocalStream, OfThread { shared, connections }: OfThread) -> Accepted {
+async fn accept_local(
+    io: LocalStream,
+    OfThread { shared, connections }: OfThread,
+) -> Result<Accepted, DispatchError> {
     let handle = connections.enter();
     handle.set_local_socket();
-    (Connection::new(Either::Right(Either::Right(io)), None, shared, handle), Protocol::Http1, None)
+    recognised(Connection::new(Either::Right(Either::Right(io)), None, shared, handle), None).await
+}
+
+/// The connection with the protocol that its client begins with.
+async fn recognised(
+    mut connection: Stream,
+    peer: Option<net::SocketAddr>,
+) -> Result<Accepted, DispatchError> {
+    let closing = connection.handle().closing().clone();
+    let protocol = closing.run_until_cancelled(connection.recognise()).await;
+    let protocol = protocol.ok_or(io::ErrorKind::TimedOut).map_err(io::Error::from)??;
+    Ok((connection, protocol, peer))
 }
 
 fn timeouts(settings: &Settings) -> Timeouts {

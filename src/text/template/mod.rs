@@ -60,6 +60,10 @@ const DEVELOPER: &str = "developer";
 
 const NAME: &str = "chat";
 
+/// Marks the end of the last message's content while a prompt that ends there is rendered. The space at its end shows whether
+/// the template strips contents.
+const END_OF_LAST: &str = "EKA_END_OF_LAST_MESSAGE ";
+
 /// A chat template, ready to render.
 pub(super) struct ChatTemplate {
     environment: Environment<'static>,
@@ -94,13 +98,16 @@ impl ChatTemplate {
         self.rename_developers(&mut messages);
         self.fill_empty_contents(&mut messages);
         self.add_reasoning_names(&mut messages);
-        let last = messages.last().and_then(|message| message.content.clone()).unwrap_or_default();
+        let continues = given.ending == PromptEnding::ContinueLast;
+        if let Some(content) = messages.last_mut().filter(|_| continues).and_then(|m| m.content.as_mut()) {
+            content.push_str(END_OF_LAST);
+        }
         let given = TemplateInput { messages: &messages, ..given };
         let text = match self.render_exactly(given) {
             Err(error @ TextError::TemplateFailed { .. }) => self.render_leniently(given).ok_or(error),
             rendered => rendered,
         }?;
-        if given.ending == PromptEnding::ContinueLast { up_to_last(text, &last) } else { Ok(text) }
+        if continues { up_to_last(text) } else { Ok(text) }
     }
 
     /// Renders messages as they are.
@@ -191,21 +198,21 @@ impl ChatTemplate {
     }
 }
 
-/// The text up to the end of the last message's content, as `transformers` does for `continue_final_message`.
-fn up_to_last(mut text: String, last: &str) -> Result<String, TextError> {
-    let trimmed = last.trim();
-    let end =
-        text.rfind(last).map(|at| at + last.len()).or_else(|| Some(text.rfind(trimmed)? + trimmed.len()));
-    match end.filter(|_| !trimmed.is_empty()) {
-        Some(end) => {
-            text.truncate(end);
-            Ok(text)
-        }
-        None => Err(TextError::TemplateFailed {
-            message: "the last message, which the answer continues, is empty or missing in the rendered text"
-                .into(),
-        }),
+/// The text up to the end of the last message's content, as `transformers` does for `continue_final_message`. A search for the
+/// content itself could find it in the template's text after it.
+fn up_to_last(mut text: String) -> Result<String, TextError> {
+    let mark = END_OF_LAST.trim_end();
+    let Some(end) = text.rfind(mark) else {
+        let message = "the last message, which the answer continues, is missing in the rendered text";
+        return Err(TextError::TemplateFailed { message: message.into() });
+    };
+    let keeps_space = text[end..].starts_with(END_OF_LAST);
+    text.truncate(end);
+    if !keeps_space {
+        // The template strips the content's end.
+        text.truncate(text.trim_end().len());
     }
+    Ok(text)
 }
 
 fn to_text_error(error: Error) -> TextError {

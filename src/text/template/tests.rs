@@ -148,7 +148,7 @@ fn call(arguments: serde_json::Value) -> ToolCall {
 }
 
 #[test]
-fn arguments_that_a_model_wrote_are_written_as_they_are_and_looked_into_as_an_object() {
+fn arguments_that_a_model_wrote_are_written_as_they_are_unless_a_layout_is_asked_for() {
     let source = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function | tojson }} {{ c.function.arguments | tojson(indent=2) }}\
          {% if c.function.arguments is string %} string{% else %}{% for k, v in c.function.arguments.items() %} {{ k }}={{ v }}\
          {% endfor %}{% endif %}{% endfor %}{% endfor %}";
@@ -163,7 +163,8 @@ fn arguments_that_a_model_wrote_are_written_as_they_are_and_looked_into_as_an_ob
             .unwrap()
     };
     let object = r#"{"b":1.0,"a":"\u00e9"}"#;
-    assert_eq!(render(object), format!(r#"{{"name": "add", "arguments": {object}}} {object} b=1.0 a=é"#));
+    let laid_out = "{\n  \"b\": 1.0,\n  \"a\": \"é\"\n}";
+    assert_eq!(render(object), format!(r#"{{"name": "add", "arguments": {object}}} {laid_out} b=1.0 a=é"#));
     let none = r#"{"a": True, 1e400"#;
     assert_eq!(render(none), format!(r#"{{"name": "add", "arguments": {none}}} {none} string"#));
 }

@@ -36,6 +36,9 @@ struct Style {
     after_key: String,
     ensure_ascii: bool,
     sort_keys: bool,
+    /// Whether arguments of a tool call are written as the model wrote them: only where the template asks for no layout of
+    /// its own.
+    keeps_written: bool,
 }
 
 impl Style {
@@ -49,22 +52,19 @@ impl Style {
                 Some(" ".repeat(width.min(MAX_INDENT)))
             }
         };
+        let separators = arguments.get(3).filter(|separators| !separators.is_none());
+        let (ensure_ascii, sort_keys) = (arguments.flag(1), arguments.flag(4));
+        let keeps_written = indent.is_none() && separators.is_none() && !ensure_ascii && !sort_keys;
         let (mut between_items, mut after_key) =
             (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
-        if let Some(separators) = arguments.get(3).filter(|separators| !separators.is_none()) {
+        if let Some(separators) = separators {
             let separators: Vec<Value> = separators.try_iter()?.collect();
             let [items, keys] = separators.as_slice() else {
                 return Err(refuse("tojson: separators must be two strings"));
             };
             (between_items, after_key) = (to_text(items), to_text(keys));
         }
-        Ok(Self {
-            indent,
-            between_items,
-            after_key,
-            ensure_ascii: arguments.flag(1),
-            sort_keys: arguments.flag(4),
-        })
+        Ok(Self { indent, between_items, after_key, ensure_ascii, sort_keys, keeps_written })
     }
 
     fn push(
@@ -78,7 +78,9 @@ impl Style {
             return Err(refuse("tojson: the value is nested too deep"));
         }
         state.consume_fuel(1)?;
-        if let Some(written) = WrittenArguments::text_of(value) {
+        if let Some(written) = WrittenArguments::text_of(value)
+            && (self.keeps_written || WrittenArguments::is_text(value))
+        {
             json.push_str(written);
             return Ok(());
         }
@@ -213,9 +215,9 @@ fn key_text(key: &Value) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use minijinja::context;
+    use minijinja::{Value, context};
 
-    use crate::text::template::environment;
+    use crate::text::{template::environment, tool_call::WrittenArguments};
 
     fn dumps(expression: &str) -> String {
         let environment = environment::new().unwrap();
@@ -228,6 +230,24 @@ mod tests {
         assert_eq!(dumps("{'b': 1, 'a': []} | tojson(sort_keys=true)"), r#"{"a": [], "b": 1}"#);
         assert_eq!(dumps("[1, {'a': 2}] | tojson(separators=[',', ':'])"), r#"[1,{"a":2}]"#);
         assert_eq!(dumps("[[], [1]] | tojson(indent=1)"), "[\n [],\n [\n  1\n ]\n]");
+    }
+
+    #[test]
+    fn arguments_of_a_call_keep_their_text_unless_the_template_asks_for_a_layout() {
+        let environment = environment::new().unwrap();
+        let render = |layout: &str, written: &str| {
+            let call = WrittenArguments::from(written);
+            let context = context! { call => Value::from_object(call) };
+            environment.render_str(&format!("{{{{ call | tojson{layout} }}}}"), context).unwrap()
+        };
+        let written = r#"{"b":1, "a":"é"}"#;
+        assert_eq!(render("", written), written);
+        assert_eq!(render("(indent=2)", written), "{\n  \"b\": 1,\n  \"a\": \"é\"\n}");
+        assert_eq!(render("(sort_keys=true)", written), r#"{"a": "é", "b": 1}"#);
+        assert_eq!(render("(separators=[',', ':'])", written), r#"{"b":1,"a":"é"}"#);
+        assert_eq!(render("(ensure_ascii=true)", written), r#"{"b": 1, "a": "\u00e9"}"#);
+        // What is not an object has no layout.
+        assert_eq!(render("(indent=2)", "{\"a\": tru"), "{\"a\": tru");
     }
 
     #[test]

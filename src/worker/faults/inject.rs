@@ -19,7 +19,7 @@ use super::{
 use crate::{
     device::DeviceError,
     engine::{EngineError, Forward, ForwardBranches},
-    job::{CacheSalt, Job},
+    job::{CacheScope, Job},
     units::Bytes,
 };
 
@@ -219,8 +219,8 @@ impl<M: Forward> Forward for FaultyModel<'_, M> {
         self.model.rewind(length);
     }
 
-    fn begin(&mut self, tokens: &[u32], max: usize, salt: CacheSalt) -> usize {
-        let kept = self.model.begin(tokens, max, salt);
+    fn begin(&mut self, tokens: &[u32], max: usize, scope: CacheScope) -> usize {
+        let kept = self.model.begin(tokens, max, scope);
         self.unread -= kept.min(self.unread);
         kept
     }

@@ -163,7 +163,7 @@ impl Kernel for Node {
         let bias = floats(bias.as_ref())?;
         let sinks = floats(sinks.as_ref())?;
         if sinks.as_ref().is_some_and(|sinks| sinks.numbers.len() != self.heads) {
-            return Err(ort::Error::new("there is no sink for each head"));
+            return Err(ort::Error::new("the number of attention sinks differs from the number of heads"));
         }
         let lengths = lengths.ok_or_else(|| missing("length"))?;
         let lengths = lengths.try_extract_tensor::<i32>()?.1;

@@ -12,7 +12,7 @@
 //! A place is computed from its own row alone, and a token's places are added up in the order of experts, so a token has the
 //! same bits whatever other tokens it is computed with.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use ort::operator::ComputeContext;
 
@@ -28,7 +28,6 @@ use super::{
     activation::SwiGlu,
     routing::{Choice, Routing},
 };
-use std::sync::Arc;
 
 /// The matrices of all experts for one of their products.
 #[derive(Clone, Copy)]
@@ -105,6 +104,9 @@ pub(super) struct Pass<'a> {
 /// Bytes of the activations of a product's places, at most: tokens beyond them are computed after the others.
 const MAX_BYTES: usize = 32 << 20;
 
+/// Numbers that one thread copies, rounds or adds up sooner than it wakes another.
+const FEW_NUMBERS: usize = 1 << 14;
+
 /// Into how many tasks a thread's share of a product is split.
 const TASKS_PER_THREAD: usize = 8;
 
@@ -174,8 +176,9 @@ impl Pass<'_> {
         gathered: &mut [f32],
     ) -> ort::Result<()> {
         let hidden = self.gate.depth();
+        let rows = input.len() / hidden;
         let parts = Parts::of(gathered);
-        self.spread(context, places.len(), places.len(), |place| {
+        self.spread_rows(context, [places.len(), hidden], rows, |place| {
             let (row, weight) = places[place];
             // SAFETY: the row of one place; each is filled once.
             let to = unsafe { parts.part(place * hidden, hidden) };
@@ -250,7 +253,8 @@ impl Pass<'_> {
             tasks.extend((0..rounding.groups()).map(|part| (number, part)));
             roundings.push(rounding);
         }
-        self.spread(context, tasks.len(), rows, |task| {
+        let numbers = input.len() / tasks.len().max(1);
+        self.spread_rows(context, [tasks.len(), numbers], rows, |task| {
             let (number, part) = tasks[task];
             // SAFETY: a call for each part of each group.
             unsafe { roundings[number].group(part) };
@@ -270,7 +274,7 @@ impl Pass<'_> {
         let of_place: Vec<usize> =
             groups.iter().flat_map(|group| group.places.clone().map(|_| group.expert)).collect();
         let parts = Parts::of(gate);
-        self.spread(context, of_place.len(), rows, |place| {
+        self.spread_rows(context, [of_place.len(), width], rows, |place| {
             // SAFETY: the row of one place; each is computed once.
             let gate = unsafe { parts.part(place * width, width) };
             let biases = [gate_bias, up_bias].map(|bias| of_expert(bias, of_place[place], width));
@@ -289,7 +293,7 @@ impl Pass<'_> {
         let (hidden, chosen) = (self.down.columns(), self.routing.chosen);
         let rows = output.len() / hidden;
         let outputs = Parts::of(output);
-        self.spread(context, rows, rows, |row| {
+        self.spread_rows(context, [rows, hidden * chosen], rows, |row| {
             // SAFETY: the output of one token; each is computed once.
             let output = unsafe { outputs.part(row * hidden, hidden) };
             output.fill(0.0);
@@ -322,6 +326,21 @@ impl Pass<'_> {
             tasks.extend((0..panels).step_by(step).map(|start| (number, start..panels.min(start + step))));
         }
         tasks
+    }
+
+    /// Calls `compute` for each of `count` rows of `width` numbers: on one thread where waking others would take longer.
+    fn spread_rows(
+        &self,
+        context: &ComputeContext,
+        [count, width]: [usize; 2],
+        rows: usize,
+        compute: impl Fn(usize) + Send + Sync,
+    ) -> ort::Result<()> {
+        if count * width <= FEW_NUMBERS {
+            (0..count).for_each(compute);
+            return Ok(());
+        }
+        self.spread(context, count, rows, compute)
     }
 
     /// Calls `compute` with every number below `count`, on the threads for a pass of `rows`.

@@ -209,7 +209,6 @@ compat_fields! {
     /// In `/tokenize`, from llama-server and vLLM.
     pub(crate) TOKENIZE {
         "parse_special": off(true);
-        "return_token_strs": off(false), "use with_pieces";
         "chat_template": unsupported();
         "mm_processor_kwargs": off({});
     }

@@ -56,7 +56,7 @@ compat_fields! {
         "include_stop_str_in_output", "no_stop_trim", "echo", "return_full_text": off(false);
         // Form of the answer.
         "guided_decoding_backend", "guided_whitespace_pattern": any(String);
-        "structural_tag": unsupported(), "use tools";
+        "structural_tag": unsupported(), "use response_format or structured_outputs";
         "ebnf": off(""), "use grammar";
         "format": off(""), "use response_format";
         "guideline": off("");
@@ -114,7 +114,6 @@ compat_fields! {
     pub(crate) STRUCTURED_OUTPUTS {
         "disable_any_whitespace", "disable_additional_properties", "disable_fallback": any(Boolean);
         "whitespace_pattern", "_backend": any(String);
-        "structural_tag": unsupported(), "use tools";
     }
 
     /// In `usage`.
