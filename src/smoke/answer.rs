@@ -4,7 +4,7 @@ use serde::Serialize;
 
 /// An answer as a client sees it.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Seen {
+pub struct ObservedAnswer {
     /// The whole text.
     pub text: String,
     /// The pieces of the stream, concatenated.
@@ -25,12 +25,12 @@ pub struct Seen {
     /// How often generation was resumed on another worker.
     pub resumed: u64,
     /// Resident memory of the worker around the request, in bytes.
-    pub memory: Around,
+    pub memory: MemoryUse,
 }
 
 /// Memory around a request, in bytes; `None` if the server does not report it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Around {
+pub struct MemoryUse {
     /// Before the request.
     pub before: Option<u64>,
     /// Peak during the request.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use unicode_normalization::is_nfc;
 use unicode_script::{Script, UnicodeScript};
 
-use super::{answer::Seen, suite::Expected};
+use super::{answer::ObservedAnswer, suite::Expected};
 
 /// Number of letters by script.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Letters {
 
 /// All differences between an answer and what is expected.
 #[must_use]
-pub fn problems(expected: &Expected, seen: &Seen) -> Vec<String> {
+pub fn problems(expected: &Expected, seen: &ObservedAnswer) -> Vec<String> {
     let mut wrong = Vec::new();
     if seen.text.is_empty() && expected.text.as_deref() != Some("") {
         wrong.push("no text".to_owned());
@@ -99,7 +99,7 @@ fn words(expected: &Expected, text: &str) -> Vec<String> {
     wrong
 }
 
-fn limits(expected: &Expected, seen: &Seen) -> Vec<String> {
+fn limits(expected: &Expected, seen: &ObservedAnswer) -> Vec<String> {
     let mut wrong = Vec::new();
     let tokens = seen.completion_tokens;
     if let Some(max) = expected.max_ms.filter(|max| seen.response_ms > *max) {
@@ -130,9 +130,9 @@ mod tests {
         }
     }
 
-    fn seen(text: &str) -> Seen {
+    fn seen(text: &str) -> ObservedAnswer {
         let (text, pieces) = (text.to_owned(), text.to_owned());
-        Seen { text, pieces, completion_tokens: 5, response_ms: 20.0, ..Seen::default() }
+        ObservedAnswer { text, pieces, completion_tokens: 5, response_ms: 20.0, ..ObservedAnswer::default() }
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
             assert!(wrong.len() == 1 && wrong[0].contains(phrase), "{phrase}: {wrong:?}");
         }
         assert!(problems(&Expected { is_nfc: false, ..expected() }, &seen("e\u{301}")).is_empty());
-        let cut = Seen { pieces: "a".into(), ..seen("ab") };
+        let cut = ObservedAnswer { pieces: "a".into(), ..seen("ab") };
         assert!(problems(&expected(), &cut)[0].contains("pieces"));
     }
 }

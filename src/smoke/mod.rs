@@ -11,7 +11,7 @@ mod run;
 mod suite;
 
 pub use self::{
-    answer::{Around, Seen},
+    answer::{MemoryUse, ObservedAnswer},
     check::{Letters, problems},
     outcome::{Mode, Outcome},
     report::{Report, Run},

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    answer::Seen,
+    answer::ObservedAnswer,
     check::{Letters, problems},
     suite::Case,
 };
@@ -48,11 +48,11 @@ pub struct Outcome {
     /// All problems; empty if the answer is as expected.
     pub problems: Vec<String>,
     /// The answer, unless the request failed.
-    pub answer: Option<Seen>,
+    pub answer: Option<ObservedAnswer>,
 }
 
 impl Outcome {
-    pub(super) fn of(case: &Case, mode: Mode, asked: Result<Seen, ClientError>) -> Self {
+    pub(super) fn of(case: &Case, mode: Mode, asked: Result<ObservedAnswer, ClientError>) -> Self {
         let name = case.name.clone();
         match asked {
             Err(error) => {

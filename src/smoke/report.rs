@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Write};
 use serde::Serialize;
 
 use super::{
-    answer::{Around, Seen},
+    answer::{MemoryUse, ObservedAnswer},
     outcome::{Mode, Outcome},
 };
 
@@ -42,7 +42,7 @@ pub struct Report {
     /// Number of prompts.
     pub of: usize,
     /// Resident memory of the worker over all modes except isolated, which has many workers.
-    pub memory: Around,
+    pub memory: MemoryUse,
     /// Results by prompt, in the suite's order.
     pub prompts: Vec<PromptLine>,
     /// Results by mode.
@@ -68,7 +68,7 @@ pub struct PromptLine {
     /// Decode speed, as the server reports it.
     pub tokens_per_second: Option<f64>,
     /// The worker's resident memory around that request.
-    pub memory: Around,
+    pub memory: MemoryUse,
 }
 
 /// Results of one mode.
@@ -149,7 +149,7 @@ impl Report {
                 mebibytes(memory.after),
             )?;
         }
-        let Around { before, peak, after } = self.memory;
+        let MemoryUse { before, peak, after } = self.memory;
         let (before, peak, after) = (mebibytes(before), mebibytes(peak), mebibytes(after));
         writeln!(out, "| all | {} of {} | | | | | {before} | {peak} | {after} |\n", self.right, self.of)
     }
@@ -187,7 +187,7 @@ impl Report {
         writeln!(out, "\n## What is wrong\n")?;
         for Outcome { name, mode, problems, answer, .. } in wrong {
             write!(out, "- {} ({}): {}", line(name), mode.as_str(), line(&problems.join("; ")))?;
-            if let Some(Seen { text, .. }) = answer {
+            if let Some(ObservedAnswer { text, .. }) = answer {
                 write!(out, ". Answer: {}", line(text))?;
             }
             writeln!(out)?;
@@ -216,7 +216,7 @@ fn prompts(outcomes: &[Outcome]) -> Vec<PromptLine> {
 
 fn mode_line(outcomes: &[Outcome], mode: Mode) -> Option<ModeLine> {
     let asked: Vec<_> = outcomes.iter().filter(|outcome| outcome.mode == mode).collect();
-    let figures = |figure: fn(&Seen) -> Option<f64>| {
+    let figures = |figure: fn(&ObservedAnswer) -> Option<f64>| {
         let mut figures: Vec<_> =
             asked.iter().filter_map(|outcome| outcome.answer.as_ref().and_then(figure)).collect();
         figures.sort_by(f64::total_cmp);
@@ -240,10 +240,10 @@ fn median(sorted: &[f64]) -> Option<f64> {
     Some(f64::midpoint(*sorted.get(lower)?, *sorted.get(upper)?))
 }
 
-fn memory(outcomes: &[Outcome]) -> Around {
+fn memory(outcomes: &[Outcome]) -> MemoryUse {
     let of_one_worker = outcomes.iter().filter(|outcome| outcome.mode != Mode::Isolated);
     let answers: Vec<_> = of_one_worker.filter_map(|outcome| outcome.answer.as_ref()).collect();
-    Around {
+    MemoryUse {
         before: answers.first().and_then(|seen| seen.memory.before),
         peak: answers.iter().filter_map(|seen| seen.memory.peak).max(),
         after: answers.last().and_then(|seen| seen.memory.after),
@@ -279,9 +279,9 @@ mod tests {
     use super::*;
 
     fn outcome(name: &str, mode: Mode, ms: f64, problems: &[&str]) -> Outcome {
-        let memory = Around { before: Some(1 << 20), peak: Some(3 << 20), after: Some(2 << 20) };
+        let memory = MemoryUse { before: Some(1 << 20), peak: Some(3 << 20), after: Some(2 << 20) };
         let text = "a|b\nc".to_owned();
-        let answer = Some(Seen { text, response_ms: ms, memory, ..Seen::default() });
+        let answer = Some(ObservedAnswer { text, response_ms: ms, memory, ..ObservedAnswer::default() });
         let problems = problems.iter().map(|&problem| problem.to_owned()).collect();
         Outcome { name: name.into(), mode, script_share: Some(0.996), problems, answer }
     }

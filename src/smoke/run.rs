@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
 use super::{
-    answer::{Around, Seen},
+    answer::{MemoryUse, ObservedAnswer},
     outcome::{Mode, Outcome},
     suite::{Case, Suite},
 };
@@ -59,7 +59,7 @@ pub async fn all_at_once(client: &Client, suite: &Suite, mut report: impl FnMut(
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-async fn ask(client: &Client, case: &Case, began: Instant) -> Result<Seen, ClientError> {
+async fn ask(client: &Client, case: &Case, began: Instant) -> Result<ObservedAnswer, ClientError> {
     let system = case.system.iter().map(|system| json!({"role": "system", "content": system}));
     let messages: Vec<_> = system.chain([json!({"role": "user", "content": case.prompt})]).collect();
     let mut body = json!({"messages": messages, "stream": true});
@@ -79,28 +79,28 @@ async fn ask(client: &Client, case: &Case, began: Instant) -> Result<Seen, Clien
     let Some(last) = last else {
         return Err(ClientError::Invalid("no event has a finish_reason; is the server eka?".into()));
     };
-    let mut seen = Seen { pieces, ..read(&last) };
+    let mut seen = ObservedAnswer { pieces, ..read(&last) };
     seen.first_text_ms = first.unwrap_or(response).as_secs_f64() * 1e3;
     seen.response_ms = response.as_secs_f64() * 1e3;
     Ok(seen)
 }
 
 /// The fields of the last event.
-fn read(document: &Value) -> Seen {
+fn read(document: &Value) -> ObservedAnswer {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let number = |pointer: &str| document.pointer(pointer).and_then(Value::as_u64);
-    Seen {
+    ObservedAnswer {
         text: text(&document["text"]),
         finish_reason: text(&document["finish_reason"]),
         prompt_tokens: number("/usage/prompt_tokens").unwrap_or_default(),
         completion_tokens: number("/usage/completion_tokens").unwrap_or_default(),
         tokens_per_second: document["timings"]["decode_tokens_per_second"].as_f64(),
         resumed: number("/timings/resumed").unwrap_or_default(),
-        memory: Around {
+        memory: MemoryUse {
             before: number("/memory/before/resident"),
             peak: number("/memory/peak/resident"),
             after: number("/memory/after/resident"),
         },
-        ..Seen::default()
+        ..ObservedAnswer::default()
     }
 }

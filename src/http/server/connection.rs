@@ -154,6 +154,8 @@ impl<T> Connection<T> {
     /// From now on it is HTTP/2.
     pub(crate) fn set_http2(&mut self) {
         self.request = RequestState::Http2;
+        // Its requests count from their own heads on.
+        self.handle.set_phase(Phase::Idle);
     }
 
     /// How long to wait for the client.
@@ -524,6 +526,20 @@ mod tests {
         });
         assert_eq!((read.unwrap(), begun.elapsed()), (0, SECOND), "before its idle timeout of 80 s");
         tokio::time::timeout(SECOND, busy.read(&mut [0; 64])).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_http2_connection_closes_before_a_newer_one_that_has_sent_nothing() {
+        let all = Connections::new(2);
+        let (mut client, server) = duplex(64);
+        let mut http2 = connection_at(server, all.enter());
+        client.write_all(HTTP2_PREFACE).await.unwrap();
+        assert_eq!(http2.recognise().await.unwrap(), Protocol::Http2);
+        std::thread::sleep(Duration::from_millis(2));
+        let (_client, server) = duplex(64);
+        let newer = connection_at(server, all.enter());
+        let _newcomer = all.enter();
+        assert_eq!([&http2, &newer].map(|each| each.handle().closing().is_cancelled()), [true, false]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -77,6 +77,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Time to finish after the client was asked to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The same in favor of a new connection. It is short, because few connections are accepted beyond the limit, and a thousand
+/// idle clients that do not answer would keep new ones waiting.
+const REPLACE_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// Header fields that HTTP/2 does not have.
 const OF_HTTP1: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
@@ -113,7 +117,7 @@ where
         done = connection.as_mut() => return ended(done),
         () = unread.watch(timeouts.write) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
         () = is_idle(&handle, timeouts.idle) => CLOSE_TIMEOUT,
-        () = handle.closing().cancelled() => CLOSE_TIMEOUT,
+        () = handle.closing().cancelled() => REPLACE_TIMEOUT,
         // The server limits the time.
         () = ending => Duration::MAX,
     };
