@@ -16,6 +16,11 @@ use super::{connect_error::ConnectError, options::Options, subjects::Subjects};
 /// Longest wait for the first connection, and for one address of a later one.
 const CONNECT: Duration = Duration::from_secs(3);
 
+/// Attempts after [`SWITCH`]: a cluster of NATS servers has another one that answers, and a pause would be one of every running
+/// stream.
+const AT_ONCE: usize = 3;
+const SWITCH: Duration = Duration::from_millis(5);
+
 /// Pause before another attempt. The client's own grows to 4 s.
 const RECONNECT: Duration = Duration::from_millis(100);
 
@@ -63,7 +68,7 @@ impl Broker {
             .ping_interval(PING)
             .connection_timeout(CONNECT)
             .max_reconnects(None)
-            .reconnect_delay_callback(|_| RECONNECT)
+            .reconnect_delay_callback(|attempt| if attempt <= AT_ONCE { SWITCH } else { RECONNECT })
             .event_callback(on_event);
         let urls: Vec<&str> = options.urls.split(',').map(str::trim).collect();
         let client = timeout(CONNECT + Duration::from_secs(1), connect.connect(urls)).await;

@@ -8,6 +8,9 @@
 
 use crate::{job::CacheScope, units::Bytes};
 
+/// Fewest positions that are worth a copy: reading them again takes no longer than a token or two.
+pub(super) const MIN_KEPT: usize = 16;
+
 /// Sequences with their caches, the least recently used first.
 #[derive(Debug)]
 pub(super) struct PrefixCache<T> {

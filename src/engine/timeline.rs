@@ -4,14 +4,13 @@ mod prefix_reuse;
 
 use std::{fmt, mem, time::Instant};
 
-use self::prefix_reuse::MIN_KEPT;
 use super::{
     branches::Branches,
     cache_growth::{MIN_STEP, MIN_STEP_CAPTURED, step},
     error::EngineError,
     forward::{Forward, ForwardBranches},
     pinned_prefixes::PinnedPrefixes,
-    prefix_cache::{PrefixCache, common},
+    prefix_cache::{MIN_KEPT, PrefixCache, common},
     thread_tuning::fastest,
 };
 use crate::{
@@ -421,7 +420,7 @@ impl Forward for Timeline {
         pass.run(&mut self.model, tokens, self.tokens.len())?;
         self.tokens.extend_from_slice(tokens);
         self.written = self.written.max(self.tokens.len());
-        Ok(pass.hidden())
+        Ok(pass.hidden(&self.model))
     }
 
     fn scored_chunk(&self) -> usize {

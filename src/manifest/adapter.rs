@@ -97,6 +97,9 @@ pub struct AdapterProduct {
     pub node: String,
     /// The layers of the node that have a pair of matrices.
     pub pairs: Vec<AdapterPair>,
+    /// Whether it has factors, and maybe shifts, of what the node reads: those of a norm.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub changes_input: bool,
 }
 
 /// A pair of matrices.
@@ -186,7 +189,7 @@ mod tests {
             alpha: 4.0,
             targets: vec!["q_proj".into()],
             exclusive: None,
-            products: vec![AdapterProduct { node: "head".into(), pairs: vec![pair] }],
+            products: vec![AdapterProduct { node: "head".into(), pairs: vec![pair], changes_input: true }],
             sources: Vec::new(),
             files: Vec::new(),
         };

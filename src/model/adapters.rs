@@ -20,7 +20,7 @@ use safetensors::{
 use super::Model;
 use crate::{
     device::operators::{
-        AdapterWeights, ColumnLengths, ColumnTerms, Floats, LowRank, LowRankError, LowRankPair,
+        AdapterWeights, ColumnLengths, ColumnTerms, Floats, InputTerms, LowRank, LowRankError, LowRankPair,
     },
     files,
     manifest::{ADAPTER_TENSORS, AdapterManifest, AdapterManifestError, AdapterProduct},
@@ -180,7 +180,7 @@ impl TensorReader {
     /// What the file has for a node of this shape.
     fn low_rank(
         &mut self,
-        AdapterProduct { node, pairs }: &AdapterProduct,
+        AdapterProduct { node, pairs, changes_input }: &AdapterProduct,
         shape: [usize; 2],
     ) -> Result<LowRank, AdapterLoadError> {
         let a =
@@ -206,8 +206,18 @@ impl TensorReader {
             }),
         };
         let terms = ColumnTerms { scaled_bias: vector("scaled_bias")?, bias: vector("bias")?, lengths };
-        LowRank::new(shape, a, &matrices, terms)
-            .map_err(|source: LowRankError| self.wrong(format!("{node}: {source}")))
+        let input = if *changes_input {
+            let factors = vector("input_factors")?.unwrap_or_default();
+            Some(InputTerms { factors, shifts: vector("input_shifts")? })
+        } else {
+            None
+        };
+        let made = LowRank::new(shape, a, &matrices, terms);
+        let made = made.and_then(|made| match input {
+            Some(input) => made.with_input(input),
+            None => Ok(made),
+        });
+        made.map_err(|source: LowRankError| self.wrong(format!("{node}: {source}")))
     }
 
     fn wrong(&self, message: String) -> AdapterLoadError {

@@ -19,7 +19,7 @@ use super::{
     external_data::Initializers,
     float16_casts,
     graph_file::GraphFile,
-    hidden_states,
+    hidden_states::{self, HiddenStates},
     moe_nodes::Experts,
     packed_cache,
     packed_matrices::MatrixSource,
@@ -45,7 +45,7 @@ pub(super) struct RewrittenGraph {
     /// Whether every node gives a row the same bits whatever other rows it is computed with.
     pub(super) is_row_invariant: bool,
     /// The output with the hidden states that the head reads, if there is one.
-    pub(super) hidden: Option<String>,
+    pub(super) hidden: Option<HiddenStates>,
     /// Whether a pass may be over [several sequences](crate::device::operators::PassSequence), each with the bits that it has
     /// in passes by itself.
     pub(super) takes_sequences: bool,

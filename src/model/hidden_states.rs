@@ -2,16 +2,24 @@
 
 use crate::onnx::{Dimension, ElementType, Extent, Graph, Node, Shape, TensorType, Type, ValueInfo};
 
+/// The output with hidden states.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HiddenStates {
+    pub(super) output: String,
+    /// The node of the head, which reads them.
+    pub(super) head: String,
+}
+
 /// Operators between the head's product and the logits: a bias, a scale, a cap, a cast.
 const AFTER_HEAD: [&str; 5] = ["Add", "Cast", "Div", "Mul", "Tanh"];
 
-/// Declares the input of the head as an output, `[1, rows, hidden]`, and returns its name. `is_product` recognises products that
+/// Declares the input of the head as an output, `[1, rows, hidden]`. `is_product` recognises products that
 /// take float32. `None` where the logits do not come from one.
 pub(super) fn expose(
     graph: &mut Graph,
     (logits, hidden): (&str, usize),
     is_product: impl Fn(&Node) -> bool,
-) -> Option<String> {
+) -> Option<HiddenStates> {
     /// More than any head has.
     const MAX_STEPS: usize = 8;
     let (mut name, mut found) = (logits, None);
@@ -19,7 +27,7 @@ pub(super) fn expose(
         let node = graph.node.iter().find(|node| node.output.iter().any(|output| output == name))?;
         let input = node.input.first()?;
         if is_product(node) {
-            found = Some(input.clone());
+            found = Some(HiddenStates { output: input.clone(), head: node.name.clone() });
             break;
         }
         if !AFTER_HEAD.contains(&&*node.op_type) {
@@ -27,7 +35,7 @@ pub(super) fn expose(
         }
         name = input;
     }
-    let name = found?;
+    let found = found?;
     let sizes = [
         Extent::Known(1),
         Extent::Named("hidden_rows".into()),
@@ -35,8 +43,9 @@ pub(super) fn expose(
     ];
     let shape = Shape { dim: sizes.map(|size| Dimension { value: Some(size) }).into() };
     let tensor = TensorType { elem_type: ElementType::Float.into(), shape: Some(shape) };
-    graph.output.push(ValueInfo { name: name.clone(), r#type: Some(Type { tensor_type: Some(tensor) }) });
-    Some(name)
+    let r#type = Some(Type { tensor_type: Some(tensor) });
+    graph.output.push(ValueInfo { name: found.output.clone(), r#type });
+    Some(found)
 }
 
 #[cfg(test)]
@@ -45,6 +54,7 @@ mod tests {
 
     fn node(op_type: &str, input: &str, output: &str) -> Node {
         Node {
+            name: format!("{output}.node"),
             op_type: op_type.into(),
             input: vec![input.into()],
             output: vec![output.into()],
@@ -64,7 +74,8 @@ mod tests {
             ],
             ..Graph::default()
         };
-        assert_eq!(expose(&mut graph, ("logits", 8), is_product).as_deref(), Some("normed"));
+        let expected = HiddenStates { output: "normed".into(), head: "product.node".into() };
+        assert_eq!(expose(&mut graph, ("logits", 8), is_product), Some(expected));
         assert_eq!(graph.output.last().unwrap().name, "normed");
         graph.node[1].op_type = "Softmax".into();
         assert_eq!(expose(&mut graph, ("logits", 8), is_product), None);

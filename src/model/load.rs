@@ -5,7 +5,9 @@ use std::path::Path;
 use super::{
     ModelError, Scope, graph_facts,
     graph_file::{GraphFile, Relocated},
-    graph_rewrite, integrity, validate,
+    graph_rewrite,
+    hidden_states::HiddenStates,
+    integrity, validate,
 };
 use crate::{
     device::{
@@ -25,7 +27,7 @@ pub struct Model {
     cache: Option<Format>,
     is_row_invariant: bool,
     /// The output with hidden states, if the graph has one.
-    pub(super) hidden: Option<String>,
+    pub(super) hidden: Option<HiddenStates>,
     takes_sequences: bool,
     /// Where its products take adapters.
     pub(super) adapters: Option<AdapterSlot>,
@@ -172,6 +174,12 @@ impl Model {
     #[must_use]
     pub fn takes_sequences(&self) -> bool {
         self.takes_sequences && matches!(self.manifest.graph.lengths, Lengths::Separate { .. })
+    }
+
+    /// The adapters that change what the head reads, and the head's number.
+    pub(super) fn head_adapters(&self) -> Option<(&AdapterSlot, usize)> {
+        let (adapters, hidden) = self.adapters.as_ref().zip(self.hidden.as_ref())?;
+        Some((adapters, adapters.node(&hidden.head)?.0))
     }
 
     /// Whether passes can give hidden states.

@@ -1,6 +1,6 @@
 //! A pass over the graph: its tensors are bound once, and it runs many times.
 
-use super::{Cache, Model, load::LogitPositions, validate::of_layer};
+use super::{Cache, Model, hidden_states::HiddenStates, load::LogitPositions, validate::of_layer};
 use crate::{
     device::{Binding, DeviceError, DeviceErrorKind, Slot, operators::PassSequence},
     manifest::Lengths,
@@ -66,9 +66,9 @@ impl Model {
     /// As [`pass`](Self::pass).
     pub fn pass_with_hidden(&self, width: usize, rows: usize, max: usize) -> Result<Pass, DeviceError> {
         let mut pass = self.pass(width, rows, max)?;
-        if let Some(name) = &self.hidden {
+        if let Some(HiddenStates { output, .. }) = &self.hidden {
             let hidden = self.manifest().dims.hidden;
-            pass.hidden = Some((pass.binding.output(name, &[1, rows, hidden])?, hidden));
+            pass.hidden = Some((pass.binding.output(output, &[1, rows, hidden])?, hidden));
         }
         Ok(pass)
     }
@@ -194,10 +194,15 @@ impl Pass {
         Ok(&mut logits[skipped..])
     }
 
-    /// The hidden states of the rows of the last [run](Self::run), `[rows, hidden]`; empty for a pass without them.
+    /// The hidden states of the rows of the last [run](Self::run) of `model`, `[rows, hidden]`; empty for a pass without them. To be
+    /// called once after a run.
     #[must_use]
-    pub fn hidden(&self) -> &[f32] {
-        self.hidden.map_or(&[], |(hidden, _)| self.binding.read(hidden))
+    pub fn hidden(&mut self, model: &Model) -> &[f32] {
+        let Some((hidden, _)) = self.hidden else { return &[] };
+        if let Some((adapters, head)) = model.head_adapters() {
+            adapters.change_input(head, self.binding.write(hidden));
+        }
+        self.binding.read(hidden)
     }
 
     /// Feeds `tokens`, which are those of `sequences` one after the other, and returns the logits of each sequence's last token,

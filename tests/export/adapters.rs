@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use crate::support::program::{argument, cache, root, run, text};
 
 /// Each case with its base and adapters.
-const CASES: [(&str, &str, &[&str]); 22] = [
+const CASES: [(&str, &str, &[&str]); 24] = [
     ("all-linear", "llama", &["adapter"]),
     ("embedding", "llama", &["adapter"]),
     ("embedding-tied", "llama-tied", &["adapter"]),
@@ -23,6 +23,8 @@ const CASES: [(&str, &str, &[&str]); 22] = [
     ("saved-embedding", "llama-tied", &["adapter"]),
     ("saved-tied", "llama-tied", &["adapter"]),
     ("saved-norms", "gemma2", &["adapter"]),
+    ("saved-input-norms", "llama", &["adapter"]),
+    ("saved-layer-norms", "gpt2", &["adapter"]),
     ("grown", "llama-tied", &["adapter"]),
     ("grown-lora", "llama-tied", &["adapter"]),
     ("tokens", "llama-tied", &["adapter"]),

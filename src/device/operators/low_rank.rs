@@ -11,6 +11,8 @@
 //! - `factor` is DoRA's: the trained length of a column's weights, divided by their length with the pair added.
 //! - `bias` is what the adapter changes about the bias, which another node adds.
 //!
+//! `x` is the node's input, or `input ∘ factors + shifts` where the adapter changes the norm that the node reads.
+//!
 //! # Layout
 //! `A` is as in the file, `[rank, depth]`. `B` is packed in panels of 32 columns, as the weights of the base are, so that the
 //! thread that has computed a panel of the base's product adds to it:
@@ -124,6 +126,27 @@ pub struct ColumnTerms {
     pub lengths: Option<ColumnLengths>,
 }
 
+/// What an adapter changes about the input of a node, `[depth]` each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputTerms {
+    /// Multiplies the input.
+    pub factors: Vec<f32>,
+    /// Added afterwards.
+    pub shifts: Option<Vec<f32>>,
+}
+
+impl InputTerms {
+    /// Changes some rows of the input.
+    fn apply(&self, rows: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.factors.len().max(1)) {
+            row.iter_mut().zip(&self.factors).for_each(|(x, factor)| *x *= factor);
+            if let Some(shifts) = &self.shifts {
+                row.iter_mut().zip(shifts).for_each(|(x, shift)| *x += shift);
+            }
+        }
+    }
+}
+
 /// The adapter's tensors do not fit the node.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} of {found} numbers, expected {expected}")]
@@ -150,6 +173,7 @@ pub struct LowRank {
     /// The spans of panel `i` are those from `panels[i]` to `panels[i + 1]`.
     panels: Vec<usize>,
     terms: ColumnTerms,
+    input: Option<InputTerms>,
 }
 
 /// A pair's part of a panel.
@@ -200,7 +224,18 @@ impl LowRank {
             };
             Floats::Float32(pack(pairs, length, of))
         };
-        Ok(Self { columns, depth, rank, a, scales, b, spans, panels, terms })
+        Ok(Self { columns, depth, rank, a, scales, b, spans, panels, terms, input: None })
+    }
+
+    /// The same with another input.
+    ///
+    /// # Errors
+    /// [`LowRankError`] when a vector has another length than the node's depth.
+    pub fn with_input(self, input: InputTerms) -> Result<Self, LowRankError> {
+        for vector in [Some(&input.factors), input.shifts.as_ref()].into_iter().flatten() {
+            check("a vector of the input", vector.len(), self.depth)?;
+        }
+        Ok(Self { input: Some(input), ..self })
     }
 
     /// Memory that it takes.
@@ -208,8 +243,9 @@ impl LowRank {
     pub fn bytes(&self) -> Bytes {
         let vectors = [&self.terms.scaled_bias, &self.terms.bias].into_iter().flatten().count();
         let vectors = vectors + if self.terms.lengths.is_some() { 4 } else { 0 };
-        let columns = vectors * self.columns * size_of::<f32>();
-        Bytes::from(self.a.bytes() + self.b.bytes() + columns + self.spans.len() * size_of::<Span>())
+        let input = self.input.as_ref().map_or(0, |input| 1 + usize::from(input.shifts.is_some()));
+        let vectors = (vectors * self.columns + input * self.depth) * size_of::<f32>();
+        Bytes::from(self.a.bytes() + self.b.bytes() + vectors + self.spans.len() * size_of::<Span>())
     }
 
     /// The parts of a panel.
@@ -364,6 +400,13 @@ impl AdapterSlot {
         *self.active.lock().unwrap_or_else(PoisonError::into_inner) = active;
     }
 
+    /// Changes `rows`, some rows of the input of the node with this number, as the active adapters do.
+    pub fn change_input(&self, number: usize, rows: &mut [f32]) {
+        if let Some(changed) = self.active().and_then(|active| active.input_of(number, rows)) {
+            rows.copy_from_slice(&changed);
+        }
+    }
+
     /// The adapters of the run that is under way.
     pub(super) fn active(&self) -> Option<Arc<ActiveAdapters>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -371,6 +414,16 @@ impl AdapterSlot {
 }
 
 impl ActiveAdapters {
+    /// What the node with this number reads in place of `input`, if that is something else.
+    pub(super) fn input_of(&self, number: usize, input: &[f32]) -> Option<Vec<f32>> {
+        let mut terms =
+            self.of_node(number).iter().filter_map(|active| active.low_rank.input.as_ref()).peekable();
+        terms.peek()?;
+        let mut changed = input.to_vec();
+        terms.for_each(|terms| terms.apply(&mut changed));
+        Some(changed)
+    }
+
     /// What changes the node with this number, in order.
     pub(super) fn of_node(&self, number: usize) -> &[ActiveLowRank] {
         self.nodes.get(number).map_or(&[], Vec::as_slice)

@@ -41,6 +41,12 @@ pub(super) struct NodeAdapters {
     pub(super) number: Option<usize>,
 }
 
+/// The active adapters of a node in the run that is under way.
+pub(super) struct ActiveNode {
+    active: Arc<ActiveAdapters>,
+    number: usize,
+}
+
 /// `A·x` of the adapters that change a node in the run that is under way.
 pub(super) struct Added {
     active: Arc<ActiveAdapters>,
@@ -51,18 +57,28 @@ pub(super) struct Added {
 }
 
 impl NodeAdapters {
-    /// Multiplies `input`, some rows of `depth` numbers, by the matrices `A`; `None` if no active adapter changes this node.
+    /// Those that change this node; `None` if none does.
+    pub(super) fn active(&self) -> Option<ActiveNode> {
+        let (number, active) = self.number.zip(self.slot.active())?;
+        (!active.of_node(number).is_empty()).then_some(ActiveNode { active, number })
+    }
+}
+
+impl ActiveNode {
+    /// What the node reads in place of `input`, if that is something else.
+    pub(super) fn input(&self, input: &[f32]) -> Option<Vec<f32>> {
+        self.active.input_of(self.number, input)
+    }
+
+    /// Multiplies `input`, some rows of `depth` numbers, by the matrices `A`.
     pub(super) fn read(
-        &self,
+        self,
         context: &ComputeContext,
         limits: &ThreadLimits,
         kind: CpuIsa,
         (input, depth): (&[f32], usize),
-    ) -> ort::Result<Option<Added>> {
-        let Some((number, active)) = self.number.zip(self.slot.active()) else { return Ok(None) };
-        if active.of_node(number).is_empty() {
-            return Ok(None);
-        }
+    ) -> ort::Result<Added> {
+        let Self { active, number } = self;
         let rows = input.len() / depth.max(1);
         let mut sums = Vec::new();
         for adapter in active.of_node(number) {
@@ -82,7 +98,7 @@ impl NodeAdapters {
             scale(&mut projected, &adapter.scales);
             sums.push(projected);
         }
-        Ok(Some(Added { active, number, rows, sums }))
+        Ok(Added { active, number, rows, sums })
     }
 }
 

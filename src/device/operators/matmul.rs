@@ -18,7 +18,7 @@ use super::{
     cpu_isa::CpuIsa,
     float_product::{FloatProduct, FloatWeights},
     low_rank::AdapterSlot,
-    low_rank_product::NodeAdapters,
+    low_rank_product::{ActiveNode, NodeAdapters},
     names::{MATMUL_FLOAT16, MATMUL_FLOAT32, MATRIX, PRODUCT},
     packed_weights::PackedWeights,
     parts::Parts,
@@ -85,6 +85,9 @@ impl Kernel for QuantizedNode {
         let (matrix, kind) = (&*self.matrix, self.kind);
         let input = context.input(0)?.ok_or_else(|| ort::Error::new("the input is missing"))?;
         let (input, output_shape) = activations(&input, [matrix.columns(), matrix.depth()])?;
+        let adapters = self.adapters.active();
+        let changed = adapters.as_ref().and_then(|adapters| adapters.input(input));
+        let input = changed.as_deref().unwrap_or(input);
         let mut output = context
             .output(0, output_shape.as_slice())?
             .ok_or_else(|| ort::Error::new("the output is missing"))?;
@@ -103,7 +106,8 @@ impl Kernel for QuantizedNode {
             // SAFETY: a call for each group.
             context.par_for(groups, self.limits.batches(rows), |group| unsafe { rounding.group(group) })?;
         }
-        let added = self.adapters.read(context, &self.limits, kind, (input, matrix.depth()))?;
+        let read = |adapters: ActiveNode| adapters.read(context, &self.limits, kind, (input, matrix.depth()));
+        let added = adapters.map(read).transpose()?;
         let output = Parts::of(output);
         let product = Product { matrix, rounded: rounded.all(), output };
         shared(context, &self.limits, [rows, matrix.panels()], |panels| {
@@ -182,12 +186,16 @@ impl Kernel for FloatNode {
             FloatWeights::Float32(matrix.try_extract_tensor::<f32>()?.1)
         };
         let (input, output_shape) = activations(&input, [columns, depth])?;
+        let adapters = self.adapters.active();
+        let changed = adapters.as_ref().and_then(|adapters| adapters.input(input));
+        let input = changed.as_deref().unwrap_or(input);
         let mut output = context
             .output(0, output_shape.as_slice())?
             .ok_or_else(|| ort::Error::new("the output is missing"))?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let (rows, kind, output) = (input.len() / depth, self.kind, Parts::of(output));
-        let added = self.adapters.read(context, &self.limits, kind, (input, depth))?;
+        let read = |adapters: ActiveNode| adapters.read(context, &self.limits, kind, (input, depth));
+        let added = adapters.map(read).transpose()?;
         let product = FloatProduct { weights, input, depth, columns, output };
         shared(context, &self.limits, [rows, product.panels()], |panels| {
             // SAFETY: shares do not overlap; the processor has these instructions.

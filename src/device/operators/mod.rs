@@ -73,7 +73,8 @@ pub use attention::{ATTENTION, CacheSegment, Format, MAX_SEGMENTS, PassSequence}
 pub use cpu_isa::CpuIsa;
 pub use huge_pages::PackedStorage;
 pub use low_rank::{
-    AdapterSlot, AdapterWeights, ColumnLengths, ColumnTerms, Floats, LowRank, LowRankError, LowRankPair,
+    AdapterSlot, AdapterWeights, ColumnLengths, ColumnTerms, Floats, InputTerms, LowRank, LowRankError,
+    LowRankPair,
 };
 use matmul::{FloatMatMul, QuantizedMatMul};
 pub use moe::{MOE, MOE_FLOAT16, MOE_FLOAT32, MOE_NUMBERS, Mixture, Routing, Scores, SwiGlu};

@@ -10,13 +10,11 @@
 use super::Timeline;
 use crate::{
     device::DeviceError,
+    engine::prefix_cache::MIN_KEPT,
     job::{CacheScope, PromptScope},
     model::HostCache,
     units::Bytes,
 };
-
-/// Fewest positions that are worth a copy: reading them again takes no longer than a token or two.
-pub(super) const MIN_KEPT: usize = 16;
 
 impl Timeline {
     /// Ends a sequence. If it `may_be_kept`, it stays in the prefix cache as far as the limit allows. Other memory is freed as in

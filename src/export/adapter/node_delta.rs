@@ -69,6 +69,16 @@ impl MergePlan {
         held.map(|(name, _)| name).chain(self.deltas().map(|(name, _)| name)).cloned().collect()
     }
 
+    /// The vector that an adapter has in place of the base's `param`, in the graph's units.
+    pub(in crate::export) fn replaced(&self, param: &Param) -> Result<Option<Vec<f32>>, MergeError> {
+        let Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) = self.origin(&param.name) else {
+            return Ok(None);
+        };
+        let mut values = file.read_param(tensor, param, 0..1).map_err(AdapterError::from)?;
+        values.iter_mut().for_each(|value| *value = (*value + param.offset) * param.factor);
+        Ok(Some(values))
+    }
+
     fn add_pairs(
         &self,
         weight: &Param,
@@ -101,9 +111,7 @@ impl MergePlan {
         delta: &mut NodeDelta,
         open: &mut BTreeSet<String>,
     ) -> Result<(), MergeError> {
-        if let Some(Origin::Adapter(AdapterTensor { file, tensor, .. })) = self.origin(&bias.name) {
-            let mut values = file.read_param(tensor, bias, 0..1).map_err(AdapterError::from)?;
-            values.iter_mut().for_each(|value| *value = (*value + bias.offset) * bias.factor);
+        if let Some(values) = self.replaced(bias)? {
             delta.whole_biases.push((first_column, values));
         }
         for change in self.deltas_of(&bias.name) {

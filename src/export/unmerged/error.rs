@@ -50,10 +50,10 @@ pub enum UnmergedError {
         /// The system's error.
         source: io::Error,
     },
-    /// The adapter changes what is not a linear layer.
+    /// The adapter changes what is neither a linear layer nor a norm before one.
     #[error(
-        "{}: it changes {}, and an adapter beside its base can only add low-rank matrices and biases to linear layers; merge it \
-         instead, with `eka export --adapter`",
+        "{}: it changes {}, and an adapter beside its base can only change linear layers, by low-rank matrices and biases, and norms \
+         that only linear layers read; merge it instead, with `eka export --adapter`",
         adapter.display(), tensors.join(", ")
     )]
     NotLinear {

@@ -10,8 +10,9 @@
 //! model.onnx.data ─► served weights ─► lengths of DoRA's columns ─┘
 //! ```
 //!
-//! Only what linear layers compute can be beside a base: low-rank matrices, DoRA's magnitudes, and biases. Embeddings, norms
-//! and modules that are saved whole must be merged, and the error says so.
+//! Only what linear layers compute can be beside a base: low-rank matrices, DoRA's magnitudes, biases, and norms that
+//! [only linear layers read](input_change). Embeddings and other modules that are saved whole must be merged, and the error says
+//! so.
 //!
 //! # Numbers
 //! Matrices of 16 bits stay in 16 bits, as float16: bfloat16 is scaled by a power of two first, so that its range fits. Others are
@@ -21,6 +22,7 @@
 
 mod column_lengths;
 mod error;
+mod input_change;
 mod run;
 mod served_weights;
 mod tensors;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     column_lengths::Lengths,
     error::UnmergedError,
+    input_change::{InputChange, input_changes},
     served_weights::ServedWeights,
     tensors::{AdapterTensors, spread},
 };
@@ -71,9 +72,9 @@ pub fn export_adapter(
     let adapter = open_adapter(&AdapterSource { dir: source.clone(), weight: 1.0 }, &blueprint)?;
     let (skipped, summary, paths) = (adapter.unused().collect(), adapter.summary(), adapter.paths());
     let (plan, blueprint) = MergePlan::new(vec![adapter], blueprint)?;
-    let deltas = node_deltas(&plan, &blueprint, &description.products, source)?;
     let weights = ServedWeights::open(base, &model.graph.file)?;
-    let (tensors, mut products, is_exclusive) = encode(&deltas, &weights)?;
+    let changes = node_changes((&plan, &blueprint), &description.products, &weights, source)?;
+    let (tensors, mut products, is_exclusive) = encode(&changes, &weights)?;
     products.sort_by(|one, other| one.node.cmp(&other.node));
     let output = options.output.clone().unwrap_or_else(|| manifest::adapter_dir(base, &name));
     if source.is_dir() {
@@ -129,31 +130,41 @@ fn name(options: &AdapterOptions) -> Result<String, UnmergedError> {
     if manifest::is_adapter_name(&name) { Ok(name) } else { Err(UnmergedError::Name { name }) }
 }
 
+/// What the adapter changes about a node.
+struct NodeChange<'a> {
+    product: &'a ProductNode,
+    delta: NodeDelta,
+    input: Option<InputChange>,
+}
+
 /// The nodes that the adapter changes.
-fn node_deltas<'a>(
-    plan: &MergePlan,
-    blueprint: &Blueprint,
+fn node_changes<'a>(
+    (plan, blueprint): (&MergePlan, &Blueprint),
     products: &'a [ProductNode],
+    weights: &ServedWeights,
     source: &Path,
-) -> Result<Vec<(&'a ProductNode, NodeDelta)>, ExportError> {
+) -> Result<Vec<NodeChange<'a>>, ExportError> {
     let linears: Vec<&Linear> = blueprint.linears().collect();
     let mut open = plan.changed();
-    let mut deltas = Vec::new();
-    for product in products {
+    let mut inputs = input_changes((plan, blueprint), weights, products, &mut open)?;
+    let mut changes = Vec::new();
+    for (number, product) in products.iter().enumerate() {
+        let input = inputs.remove(&number);
         let layers: Vec<&Linear> =
             product.linears.iter().filter_map(|number| linears.get(*number).copied()).collect();
         // A tied head has no linear layer unless the adapter changes it.
-        if layers.len() < product.linears.len() {
-            continue;
-        }
-        let delta = plan.node_delta(&layers, &mut open).map_err(WeightsError::from)?;
+        let delta = if layers.len() < product.linears.len() {
+            NodeDelta::default()
+        } else {
+            plan.node_delta(&layers, &mut open).map_err(WeightsError::from)?
+        };
         check_finite(&delta, &layers, source)?;
-        if !delta.is_empty() {
-            deltas.push((product, delta));
+        if !delta.is_empty() || input.is_some() {
+            changes.push(NodeChange { product, delta, input });
         }
     }
     if open.is_empty() {
-        return Ok(deltas);
+        return Ok(changes);
     }
     Err(UnmergedError::NotLinear { adapter: source.into(), tensors: open.into_iter().collect() }.into())
 }
@@ -171,14 +182,20 @@ fn check_finite(delta: &NodeDelta, layers: &[&Linear], source: &Path) -> Result<
 
 /// The tensors of the changed nodes, their descriptions, and why they cannot be mixed with those of other adapters.
 fn encode(
-    deltas: &[(&ProductNode, NodeDelta)],
+    changes: &[NodeChange<'_>],
     weights: &ServedWeights,
 ) -> Result<(AdapterTensors, Vec<manifest::AdapterProduct>, Option<&'static str>), UnmergedError> {
     let (mut tensors, mut products, mut is_exclusive) = (AdapterTensors::default(), Vec::new(), None);
-    for (ProductNode { node, offsets, .. }, delta) in deltas {
+    for NodeChange { product: ProductNode { node, offsets, .. }, delta, input } in changes {
         let matrix = weights.matrix(node, offsets.as_deref())?;
         let shape = [matrix.columns(), matrix.depth()];
-        products.push(tensors.add(node, delta, shape));
+        let mut product = tensors.add(node, delta, shape);
+        if let Some(input) = input {
+            is_exclusive = Some("it replaces norms");
+            product.changes_input = true;
+            tensors.add_input(node, input);
+        }
+        products.push(product);
         if !delta.whole_biases.is_empty() {
             is_exclusive = Some("it replaces biases");
             let served = weights.bias(node)?;
@@ -194,7 +211,11 @@ fn encode(
             tensors.add_lengths(node, &lengths);
             if let Some(offsets) = offsets {
                 tensors.add_lengths(offsets, &lengths);
-                products.push(manifest::AdapterProduct { node: offsets.clone(), pairs: Vec::new() });
+                products.push(manifest::AdapterProduct {
+                    node: offsets.clone(),
+                    pairs: Vec::new(),
+                    changes_input: false,
+                });
             }
         }
     }

@@ -127,6 +127,30 @@ impl ServedWeights {
         Err(self.wrong(format!("the node {name} has no bias")))
     }
 
+    /// The vector called `name`.
+    pub(super) fn vector(&self, name: &str) -> Result<Vec<f32>, UnmergedError> {
+        let found = self.graph.initializer.iter().find(|tensor| tensor.name == name);
+        let tensor = found.ok_or_else(|| self.wrong(format!("{name} is missing")))?;
+        let count = usize::try_from(tensor.dims.iter().product::<i64>()).unwrap_or(0);
+        self.floats(&self.file(tensor)?, tensor, 0..count)
+    }
+
+    /// The nodes that read the tensor called `name`, or a conversion or choice of its rows.
+    pub(super) fn readers(&self, name: &str) -> Vec<&Node> {
+        let (mut names, mut readers) = (vec![name], Vec::new());
+        while let Some(name) = names.pop() {
+            for node in self.graph.node.iter().filter(|node| node.input.iter().any(|input| input == name)) {
+                let passes_on = matches!(node.op_type.as_str(), "Cast" | "Gather") && node.input[0] == name;
+                if passes_on {
+                    names.extend(node.output.first().map(String::as_str));
+                } else {
+                    readers.push(node);
+                }
+            }
+        }
+        readers
+    }
+
     fn node(&self, name: &str) -> Result<&Node, UnmergedError> {
         let found = self.graph.node.iter().find(|node| node.name == name);
         found.ok_or_else(|| self.wrong(format!("the node {name} is missing")))

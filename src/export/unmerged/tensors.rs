@@ -3,7 +3,7 @@
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::{column_lengths::Lengths, error::UnmergedError};
+use super::{column_lengths::Lengths, error::UnmergedError, input_change::InputChange};
 use crate::{
     export::adapter::{NodeDelta, PairDelta},
     manifest::{AdapterPair, AdapterProduct},
@@ -49,7 +49,15 @@ impl AdapterTensors {
         if !delta.biases.is_empty() {
             self.add_vector(format!("{node}.scaled_bias"), &spread(&delta.biases, columns));
         }
-        AdapterProduct { node: node.into(), pairs }
+        AdapterProduct { node: node.into(), pairs, changes_input: false }
+    }
+
+    /// Adds what an adapter changes about what a node reads.
+    pub(super) fn add_input(&mut self, node: &str, InputChange { factors, shifts }: &InputChange) {
+        self.add_vector(format!("{node}.input_factors"), factors);
+        if let Some(shifts) = shifts {
+            self.add_vector(format!("{node}.input_shifts"), shifts);
+        }
     }
 
     /// Adds a bias that does not depend on the adapter's weight.
