@@ -20,8 +20,8 @@
 //!
 //! On the demonstration model with its adapter, over translations of every fifth phrase of its phrasebook into all ten
 //! languages, written as its chats are: mean divergence from float32 (KL, in nats a token), perplexity as a multiple of
-//! float32's (3.815), and bits per weight of the file, as `eka export --report` prints them. Scales had 32 bits then; in 16 bits, files in blocks
-//! of 32 are smaller by half a bit per weight.
+//! float32's (3.815), and bits per weight of the file, as `eka export --report` prints them. These files had scales of 32 bits; with 16
+//! bits, files in blocks of 32 are half a bit per weight smaller.
 //!
 //! | | blocks of 32 | 64 | 128 |
 //! |---|---|---|---|
@@ -39,7 +39,7 @@
 //! blocks of 32 are the default: they run as fast on a CPU as the others, within what can
 //! be measured. A tied table has a separate row in the table above: by default it stays in int8 among int4, which brings the
 //! perplexity within the three percent that we ask for. Rows of 192 do not fill blocks of 128: padding, and a head that
-//! cannot share the embedding's bytes, make the coarsest blocks the largest file here.
+//! could not share the embedding's bytes, made the coarsest blocks the largest file here. Such rows now get shorter blocks.
 
 mod adapter;
 mod adapter_base;
