@@ -3,8 +3,6 @@
 //! The files of the page are compiled into the binary. They contain no secrets and need no key; the page itself asks for one. The content security policy allows these files and
 //! requests to this server only, and no inline scripts or styles.
 
-use std::borrow::Cow;
-
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{
@@ -30,12 +28,12 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 /// The content type of pages.
 pub(crate) const HTML: &str = "text/html; charset=utf-8";
 
-static DOCUMENT: Page = Page::new(HTML, Cow::Borrowed(include_str!("../page/index.html")));
+static DOCUMENT: Page = Page::new(HTML, include_str!("../page/index.html"));
 
 /// Files of the page by name.
 macro_rules! files {
     ($($name:literal),+ $(,)?) => {
-        [$(($name, Page::new(kind_of($name), Cow::Borrowed(include_str!(concat!("../page/", $name)))))),+]
+        [$(($name, Page::new(kind_of($name), include_str!(concat!("../page/", $name))))),+]
     };
 }
 
@@ -169,7 +167,7 @@ fn send(request: &HttpRequest, etag: &str, page: &Page) -> HttpResponse {
     });
     match page.gzip().filter(|_| accepts_gzip) {
         Some(compressed) => answer.insert_header((CONTENT_ENCODING, "gzip")).body(compressed),
-        None => answer.body(page.text.clone().into_owned()),
+        None => answer.body(web::Bytes::from_static(page.text.as_bytes())),
     }
 }
 

@@ -44,8 +44,9 @@ pub(super) static DOCUMENTS: LazyLock<Documents> = LazyLock::new(|| {
         let _ = writeln!(index, "{:4} {:25} {}", route.info.method, route.info.path, route.summary);
     }
     let etag = pages::etag(docs.as_deref().unwrap_or_default());
-    let docs = docs.map(|text| Page::new(pages::HTML, text.into()));
-    let openapi = Page::new("application/json", document.to_string().into());
+    // Made once, and used until the process ends.
+    let docs = docs.map(|text| Page::new(pages::HTML, text.leak()));
+    let openapi = Page::new("application/json", document.to_string().leak());
     Documents { index, openapi, docs, etag }
 });
 
