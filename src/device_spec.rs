@@ -254,6 +254,9 @@ impl Default for BlockSize {
 }
 
 impl BlockSize {
+    /// Every size, the smallest first.
+    pub const ALL: [Self; 3] = [Self(32), Self(64), Self(128)];
+
     /// The number of weights.
     #[must_use]
     pub const fn get(self) -> usize {
@@ -279,6 +282,44 @@ impl FromStr for BlockSize {
 
     fn from_str(text: &str) -> Result<Self, BlockSizeError> {
         text.parse::<usize>().map_err(|_| BlockSizeError)?.try_into()
+    }
+}
+
+/// Bits of a weights' file for each parameter, from 4 to 9.
+///
+/// ```
+/// # use eka::device_spec::BitBudget;
+/// assert_eq!("5.5".parse::<BitBudget>().unwrap().to_string(), "5.5");
+/// assert!(["", "3.9", "9.1", "many", "NaN", "inf"].iter().all(|text| text.parse::<BitBudget>().is_err()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BitBudget(f64);
+
+/// A text that is not a budget.
+#[derive(Debug, thiserror::Error)]
+#[error("expected a number of bits from 4 to 9, such as 4.5")]
+pub struct BitBudgetError;
+
+impl BitBudget {
+    /// The number of bits.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl FromStr for BitBudget {
+    type Err = BitBudgetError;
+
+    fn from_str(text: &str) -> Result<Self, BitBudgetError> {
+        let bits: f64 = text.parse().map_err(|_| BitBudgetError)?;
+        if (4.0..=9.0).contains(&bits) { Ok(Self(bits)) } else { Err(BitBudgetError) }
+    }
+}
+
+impl fmt::Display for BitBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

@@ -52,6 +52,8 @@ mod onnx;
 
 pub mod export;
 
+pub mod calibration;
+
 pub mod model;
 
 pub mod engine;

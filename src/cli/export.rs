@@ -4,24 +4,31 @@ use std::{
     io::{self, Write},
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{
+    calibration_text::{CalibrationInput, CalibrationSource},
     engine_args::EngineArgs,
     export_report::{Figures, Reporter},
+    float_export::FloatExport,
     output::{self, OutputFlags},
-    progress::Bars,
+    progress::{Bars, CalibrationBar},
 };
 use crate::{
+    calibration::{self, Limits},
+    device::Device,
     export::{
-        self, AdapterSource, BlockSize, Existing, Keep, Layout, Options, Report, Source, Storage,
-        WeightFormat, ZeroPoints,
+        self, AdapterSource, BitBudget, BlockSize, Calibration, Existing, Keep, Layout, ObservedModel,
+        Options, Report, Source, Storage, WeightFormat, ZeroPoints,
     },
-    manifest::Dtype,
+    manifest::{Dtype, Manifest},
+    text::Text,
     units::Bytes,
 };
 
@@ -51,6 +58,11 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t)]
     quantize: WeightFormat,
 
+    /// Bits per weight of the whole file, from 4 to 9: as many modules as fit have eight bits, the most sensitive first, and the others
+    /// four with zero points
+    #[arg(long, value_name = "BITS", conflicts_with = "quantize")]
+    bits: Option<BitBudget>,
+
     /// Data type of computation and unquantized weights: float32 for a CPU, the others for a GPU
     #[arg(long, value_enum, default_value_t)]
     dtype: Float,
@@ -76,6 +88,15 @@ pub(super) struct Args {
     /// tied to the embedding shares its matrix and format: with int4 it is int8 unless set here
     #[arg(long, value_name = "PATTERN=FORMAT")]
     keep: Vec<Keep>,
+
+    /// Calibrate int4 weights on a text: a text file, a .jsonl file with a conversation {"messages": [...]} in each line, or auto for a
+    /// built-in text in many languages. Rounding then costs the least where the model is used
+    #[arg(long, value_name = "TEXT|JSONL|auto", conflicts_with = "random_weights")]
+    calibrate: Option<CalibrationSource>,
+
+    /// Number of tokens of the calibration text that the model processes
+    #[arg(long, value_name = "TOKENS", default_value = "20000", requires = "calibrate")]
+    calibration_tokens: NonZeroUsize,
 
     /// Compare the export with a float32 export on this text: logits, divergence, perplexity
     #[arg(long, value_name = "TEXT_FILE", conflicts_with = "random_weights")]
@@ -143,18 +164,37 @@ impl From<Float> for Dtype {
 /// # Errors
 /// When the export fails.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let options = args.options();
-    let reporter = args.report.as_deref().map(|path| Reporter::new(path, &args.engine)).transpose()?;
+    let mut options = args.options();
+    ensure!(
+        args.calibrate.is_none() || args.quantize == WeightFormat::Int4 || args.bits.is_some(),
+        "--calibrate changes how int4 weights are rounded; add --quantize int4 or --bits"
+    );
+    let input = args.calibrate.as_ref().map(CalibrationInput::read).transpose()?;
+    // A process opens its device once.
+    let device = (args.report.is_some() || input.is_some()).then(|| args.engine.device()).transpose()?;
+    let reporter = args.report.as_deref().zip(device.as_ref());
+    let reporter = reporter.map(|(path, device)| Reporter::new(path, &args.engine, device)).transpose()?;
     let started = Instant::now();
+    if device.is_some() {
+        // What is wrong with the options is known before minutes of work.
+        export::check(&options)?;
+    }
+    let float = device.is_some().then(|| FloatExport::new(&options)).transpose()?;
+    if let (Some(input), Some(float), Some(device)) = (&input, &float, &device) {
+        options.calibration = Some(Arc::new(args.calibrate(input, (float, device), &options)?));
+    }
     let report = export::export(&options, &Bars::until_signal()?)?;
     let summary = Summary::new(&report, started.elapsed());
+    let compare = || match (&reporter, &float) {
+        (Some(reporter), Some(float)) => reporter.compare(&options.output, float.path()).map(Some),
+        _ => Ok(None),
+    };
     if args.output.json {
-        let comparison = reporter.map(|reporter| reporter.compare(&options)).transpose()?;
-        return output::document(&Summary { comparison: comparison.map(|found| found.figures()), ..summary });
+        let comparison = compare()?.map(|found| found.figures());
+        return output::document(&Summary { comparison, ..summary });
     }
     output::result(|out| summary.print(out))?;
-    if let Some(reporter) = reporter {
-        let comparison = reporter.compare(&options)?;
+    if let Some(comparison) = compare()? {
         output::result(|out| comparison.print(out))?;
     }
     Ok(())
@@ -180,7 +220,30 @@ struct Summary<'a> {
     comparison: Option<Figures>,
 }
 
+/// Memory for the Gram matrices of a calibration.
+const CALIBRATION_MEMORY: Bytes = Bytes::mib(1024);
+
 impl Args {
+    /// Runs the float32 export over the calibration text.
+    fn calibrate(
+        &self,
+        input: &CalibrationInput,
+        (float, device): (&FloatExport, &Device),
+        options: &Options,
+    ) -> anyhow::Result<Calibration> {
+        let text = Text::open(float.path(), "calibration")?;
+        let context_length = Manifest::read(float.path())?.context_length;
+        let text = input.tokenize(&text, (self.calibration_tokens.get(), context_length))?;
+        let model = ObservedModel::new(options)?;
+        let limits = Limits { threads: self.engine.threads(), memory: CALIBRATION_MEMORY };
+        let bar = CalibrationBar::new(text.record.tokens);
+        let dir = float.path().parent().unwrap_or(float.path());
+        let file =
+            tempfile::tempfile_in(dir).context("cannot create a temporary file for the calibration")?;
+        let source = (device.runtime(), float.path());
+        Ok(calibration::calibrate(source, &model, &text, (file, limits), &mut |share| bar.advance(share))?)
+    }
+
     fn options(&self) -> Options {
         let scaled = |adapter: &AdapterSource| AdapterSource {
             dir: adapter.dir.clone(),
@@ -195,6 +258,7 @@ impl Args {
             format: self.quantize,
             block_size: self.block_size,
             zero_points: if self.zero_points { ZeroPoints::PerBlock } else { ZeroPoints::Middle },
+            bits: self.bits,
             keep: self.keep.clone(),
             ..Storage::default()
         };
@@ -205,6 +269,7 @@ impl Args {
             dtype: self.dtype.into(),
             layout: self.layout.into(),
             context_length: self.context_length,
+            calibration: None,
             output: self.out.clone(),
             existing,
         }

@@ -7,21 +7,21 @@ use std::{
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, ensure};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{
+    calibration_text::windows,
     engine_args::EngineArgs,
     logits::{Difference, divergence, log_softmax},
-    progress::Bars,
 };
 use crate::{
     device::Device,
     engine::{Forward, Timeline},
-    export::{self, Options, Storage},
-    manifest::Dtype,
     text::Text,
 };
 
@@ -33,43 +33,27 @@ pub(super) struct Reporter<'a> {
     path: &'a Path,
     text: String,
     engine: &'a EngineArgs,
-    device: Device,
+    device: &'a Device,
 }
 
 impl<'a> Reporter<'a> {
-    /// Reads the text at `path` and opens the device.
+    /// Reads the text at `path`.
     ///
     /// # Errors
-    /// When either fails.
-    pub(super) fn new(path: &'a Path, engine: &'a EngineArgs) -> anyhow::Result<Self> {
+    /// When it cannot be read or is empty.
+    pub(super) fn new(path: &'a Path, engine: &'a EngineArgs, device: &'a Device) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read {} as UTF-8 text for --report", path.display()))?;
         ensure!(!text.trim().is_empty(), "{} is empty; --report needs a text", path.display());
-        Ok(Self { path, text, engine, device: engine.device()? })
+        Ok(Self { path, text, engine, device })
     }
 
-    /// Compares the export of `options` with a temporary float32 export.
+    /// Compares the export in `found` with the float32 export in `expected`.
     ///
     /// # Errors
-    /// When the float32 export fails, or a model does not run.
-    pub(super) fn compare(&self, options: &Options) -> anyhow::Result<Comparison> {
-        let beside = options.output.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let dir = tempfile::tempdir_in(beside.unwrap_or(Path::new("."))).with_context(|| {
-            format!("cannot create a temporary directory beside {}", options.output.display())
-        })?;
-        let output = dir.path().join("float32");
-        let float32 = Options {
-            weights: Storage::default(),
-            dtype: Dtype::Float32,
-            output: output.clone(),
-            ..options.clone()
-        };
-        export::export(&float32, &Bars::new()).context("the float32 export for the comparison")?;
-        self.compare_dirs(&options.output, &output)
-    }
-
-    fn compare_dirs(&self, found: &Path, expected: &Path) -> anyhow::Result<Comparison> {
-        let text = Text::open(found, "report")?;
+    /// When a model does not run.
+    pub(super) fn compare(&self, found: &Path, expected: &Path) -> anyhow::Result<Comparison> {
+        let text = Arc::new(Text::open(found, "report")?);
         let mut models = [self.open(found)?, self.open(expected)?];
         let window = WINDOW.min(models[0].capacity());
         let mut comparison = Comparison::new(self.path);
@@ -82,21 +66,13 @@ impl<'a> Reporter<'a> {
             "{} has a single token; --report needs at least two",
             self.path.display()
         );
+        comparison.name_worst(&text);
         Ok(comparison)
     }
 
     fn open(&self, dir: &Path) -> anyhow::Result<Timeline> {
-        self.engine.open_on(&self.device, dir)
+        self.engine.open_on(self.device, dir)
     }
-}
-
-/// `text` in windows of at most `max` tokens, each with the special tokens that the tokenizer puts before a text.
-fn windows(text: &Text, content: &str, max: usize) -> anyhow::Result<Vec<Vec<u32>>> {
-    let start = text.encode("")?;
-    let ids = text.encode(content)?;
-    let ids = ids.strip_prefix(&start[..]).unwrap_or(&ids);
-    let max = max.saturating_sub(start.len()).max(1);
-    Ok(ids.chunks(max).map(|ids| [&start[..], ids].concat()).collect())
 }
 
 fn logits(model: &mut Timeline, window: &[u32]) -> anyhow::Result<Vec<f32>> {
@@ -104,9 +80,51 @@ fn logits(model: &mut Timeline, window: &[u32]) -> anyhow::Result<Vec<f32>> {
     Ok(model.forward_all(window)?)
 }
 
+/// Number of positions with the largest divergence that a report names.
+const WORST: usize = 5;
+
+/// Tokens before a position that a report shows.
+const CONTEXT: usize = 8;
+
+/// What is compared at one position.
+#[derive(Clone, Copy, Debug)]
+struct PositionFigures {
+    difference: Difference,
+    divergence: f64,
+    /// Log probabilities of the next token, if there is one: found, expected.
+    next: Option<[f64; 2]>,
+}
+
+impl PositionFigures {
+    fn new(found: &[f32], expected: &[f32], next: Option<u32>) -> Self {
+        let mut difference = Difference::default();
+        difference.add(found, expected);
+        let [found, expected] = [found, expected].map(log_softmax);
+        let next = next.map(|token| [found[token as usize], expected[token as usize]]);
+        Self { difference, divergence: divergence(&found, &expected), next }
+    }
+}
+
+/// A position where the two models differ most.
+#[derive(Clone, Debug, Serialize)]
+struct WorstToken {
+    /// In nats.
+    kl_divergence: f64,
+    /// The text before it.
+    context: String,
+    /// The token that follows in the text.
+    next: String,
+    /// Its probabilities in both models.
+    probability: f64,
+    float32_probability: f64,
+    #[serde(skip)]
+    tokens: Vec<u32>,
+}
+
 /// The differences between two models on a text.
 #[derive(Clone, Debug)]
 pub(super) struct Comparison {
+    worst: Vec<WorstToken>,
     path: PathBuf,
     difference: Difference,
     divergence: f64,
@@ -118,21 +136,56 @@ pub(super) struct Comparison {
 impl Comparison {
     fn new(path: &Path) -> Self {
         let difference = Difference::default();
-        Self { path: path.into(), difference, divergence: 0.0, surprise: [0.0; 2], predicted: 0 }
+        Self {
+            worst: Vec::new(),
+            path: path.into(),
+            difference,
+            divergence: 0.0,
+            surprise: [0.0; 2],
+            predicted: 0,
+        }
     }
 
     /// Adds a window's tokens, and the logits of every one: found, expected.
     fn add(&mut self, window: &[u32], logits: [&[f32]; 2]) {
         let vocabulary = logits[1].len() / window.len();
-        let [found, expected] = logits.map(|logits| logits.chunks_exact(vocabulary));
-        for (position, (found, expected)) in found.zip(expected).enumerate() {
-            self.difference.add(found, expected);
-            let [found, expected] = [found, expected].map(log_softmax);
-            self.divergence += divergence(&found, &expected);
-            if let Some(next) = window.get(position + 1) {
+        let [found, expected] = logits.map(|logits| logits.par_chunks_exact(vocabulary));
+        let next = |position: usize| window.get(position + 1).copied();
+        let figures: Vec<PositionFigures> = found
+            .zip(expected)
+            .enumerate()
+            .map(|(position, (found, expected))| PositionFigures::new(found, expected, next(position)))
+            .collect();
+        for (position, PositionFigures { difference, divergence, next }) in figures.into_iter().enumerate() {
+            self.difference.merge(&difference);
+            self.divergence += divergence;
+            if let Some([found, expected]) = next {
                 self.predicted += 1;
-                self.surprise[0] -= found[*next as usize];
-                self.surprise[1] -= expected[*next as usize];
+                self.surprise[0] -= found;
+                self.surprise[1] -= expected;
+                let context = &window[(position + 1).saturating_sub(CONTEXT)..=position + 1];
+                self.consider(divergence, context, [found.exp(), expected.exp()]);
+            }
+        }
+    }
+
+    /// Keeps the position among the worst if it is one of them. The last of `tokens` is the next one.
+    fn consider(&mut self, kl_divergence: f64, tokens: &[u32], [probability, float32_probability]: [f64; 2]) {
+        let place = self.worst.partition_point(|worst| worst.kl_divergence >= kl_divergence);
+        if place < WORST {
+            let (context, next, tokens) = (String::new(), String::new(), tokens.to_vec());
+            let worst = WorstToken { kl_divergence, context, next, probability, float32_probability, tokens };
+            self.worst.insert(place, worst);
+            self.worst.truncate(WORST);
+        }
+    }
+
+    /// Decodes the tokens of the worst positions.
+    fn name_worst(&mut self, text: &Arc<Text>) {
+        for worst in &mut self.worst {
+            if let Some((next, context)) = worst.tokens.split_last() {
+                worst.context = text.decode_with_special(context);
+                worst.next = text.decode_with_special(&[*next]);
             }
         }
     }
@@ -160,6 +213,7 @@ impl Comparison {
             same_top,
             perplexity,
             float32_perplexity,
+            worst_tokens: self.worst.clone(),
         }
     }
 
@@ -174,7 +228,25 @@ impl Comparison {
         let share = 100.0 * same_top as f64 / positions as f64;
         writeln!(out, "    same most probable token at {share:.2} % of positions")?;
         let ratio = perplexity / float32_perplexity;
-        writeln!(out, "    perplexity {perplexity:.4}, of float32 {float32_perplexity:.4}: ratio {ratio:.4}")
+        writeln!(
+            out,
+            "    perplexity {perplexity:.4}, of float32 {float32_perplexity:.4}: ratio {ratio:.4}"
+        )?;
+        if self.divergence > 0.0 {
+            writeln!(
+                out,
+                "    largest divergences, with the probability of the next token here and in float32"
+            )?;
+            for WorstToken { kl_divergence, context, next, probability, float32_probability, .. } in
+                &self.worst
+            {
+                writeln!(
+                    out,
+                    "      {kl_divergence:.2} nats  {probability:.4} {float32_probability:.4}  {context:?} {next:?}"
+                )?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -193,6 +265,8 @@ pub(super) struct Figures {
     same_top: usize,
     perplexity: f64,
     float32_perplexity: f64,
+    /// The positions with the largest divergence.
+    worst_tokens: Vec<WorstToken>,
 }
 
 #[cfg(test)]
@@ -200,7 +274,9 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::export::{AdapterSource, Existing, Rounding, Source, WeightFormat, ZeroPoints};
+    use crate::export::{
+        self, AdapterSource, Existing, Options, Rounding, Source, Storage, WeightFormat, ZeroPoints,
+    };
 
     #[derive(Parser)]
     struct Command {
@@ -226,6 +302,7 @@ mod tests {
     struct Bench {
         dir: tempfile::TempDir,
         engine: EngineArgs,
+        device: Device,
         text: PathBuf,
         float32: PathBuf,
     }
@@ -235,7 +312,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let (path, float32) = (dir.path().join("text.txt"), dir.path().join("float32"));
             fs::write(&path, text).unwrap();
-            let bench = Self { engine: engine(""), text: path, float32, dir };
+            let engine = engine("");
+            let device = engine.device().unwrap();
+            let bench = Self { engine, device, text: path, float32, dir };
             bench.export(&bench.float32, Storage::default());
             bench
         }
@@ -251,19 +330,19 @@ mod tests {
 
         /// One serves every comparison.
         fn reporter(&self) -> Reporter<'_> {
-            Reporter::new(&self.text, &self.engine).unwrap()
+            Reporter::new(&self.text, &self.engine, &self.device).unwrap()
         }
 
         fn compare(&self, reporter: &Reporter, weights: Storage) -> Comparison {
             let output = self.dir.path().join("quantized");
             self.export(&output, weights);
-            reporter.compare_dirs(&output, &self.float32).unwrap()
+            reporter.compare(&output, &self.float32).unwrap()
         }
     }
 
     fn int4(block_size: usize, zero_points: ZeroPoints, rounding: Rounding) -> Storage {
         let block_size = block_size.try_into().unwrap();
-        Storage { format: WeightFormat::Int4, block_size, zero_points, rounding, keep: Vec::new() }
+        Storage { format: WeightFormat::Int4, block_size, zero_points, rounding, ..Storage::default() }
     }
 
     fn engine(arguments: &str) -> EngineArgs {

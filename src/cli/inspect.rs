@@ -18,7 +18,9 @@ use crate::{
     device_spec::{CacheChoice, Verify},
     export::{self, Operator},
     files::{self, ListedFile},
-    manifest::{AdapterSummary, ExportOptions, FileRecord, Manifest, Quantization, layout},
+    manifest::{
+        AdapterSummary, CalibrationRecord, ExportOptions, FileRecord, Manifest, Quantization, layout,
+    },
     model::{self, Scope, expected_cache_shape},
     units::Bytes,
 };
@@ -277,14 +279,20 @@ fn print_model(out: &mut dyn Write, inspection: &Inspection) -> io::Result<()> {
 
 fn weights(quantization: Option<&Quantization>) -> String {
     match quantization {
-        Some(Quantization { bits, block_size, .. }) => format!("int{bits} in blocks of {block_size}"),
+        Some(Quantization { bits, block_size, zero_points, .. }) => {
+            let zero_points = if *zero_points { " with zero points" } else { "" };
+            format!("int{bits} in blocks of {block_size}{zero_points}")
+        }
         None => "not quantized".into(),
     }
 }
 
 /// Options as flags of `eka export`.
 fn flags(options: &ExportOptions) -> String {
-    let mut flags = format!("--quantize {}", options.quantize);
+    let mut flags = match &options.bits {
+        Some(bits) => format!("--bits {bits}"),
+        None => format!("--quantize {}", options.quantize),
+    };
     if let Some(size) = options.block_size {
         flags += &format!(" --block-size {size}");
     }
@@ -310,6 +318,9 @@ fn print_origin(out: &mut dyn Write, manifest: &Manifest) -> io::Result<()> {
     writeln!(out, "\nexported by {}", provenance.exporter)?;
     if let Some(options) = &provenance.options {
         writeln!(out, "  {}", flags(options))?;
+        if let Some(CalibrationRecord { text, sha256, tokens }) = &options.calibration {
+            writeln!(out, "  calibrated on {text}, {tokens} tokens, SHA-256 {sha256}")?;
+        }
     }
     for adapter in &provenance.adapters {
         let AdapterSummary { weight, rank, alpha, targets, replaced } = adapter;

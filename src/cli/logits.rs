@@ -27,6 +27,16 @@ impl Difference {
         }
     }
 
+    /// Adds the positions of `other`.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.positions += other.positions;
+        self.logits += other.logits;
+        self.same_top += other.same_top;
+        self.max = self.max.max(other.max);
+        self.sum += other.sum;
+        self.sum_of_squares += other.sum_of_squares;
+    }
+
     pub(super) fn mean(&self) -> f64 {
         self.sum / self.logits as f64
     }

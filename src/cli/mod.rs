@@ -6,6 +6,7 @@
 mod backend;
 mod bench;
 mod bench_adapters;
+mod calibration_text;
 mod chat;
 mod cluster_options;
 mod doctor;
@@ -15,6 +16,7 @@ mod export;
 mod export_adapter;
 mod export_report;
 mod fd_limit;
+mod float_export;
 mod generate;
 mod generate_args;
 mod health;

@@ -94,6 +94,45 @@ impl Progress for Bars {
     }
 }
 
+/// Progress of a calibration.
+pub(super) struct CalibrationBar {
+    bar: ProgressBar,
+}
+
+impl CalibrationBar {
+    /// Parts of the bar.
+    const PARTS: u64 = 1000;
+
+    /// For a text of `tokens` tokens.
+    pub(super) fn new(tokens: usize) -> Self {
+        let title = format!("calibrating on {tokens} tokens");
+        if !io::stderr().is_terminal() {
+            output::note(format_args!("{title}"));
+            return Self { bar: ProgressBar::hidden() };
+        }
+        if output::is_quiet() {
+            return Self { bar: ProgressBar::hidden() };
+        }
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} % {eta}");
+        let bar = ProgressBar::with_draw_target(Some(Self::PARTS), ProgressDrawTarget::stderr());
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(title);
+        Self { bar }
+    }
+
+    /// Shows the share of the work that is done.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share is between 0 and 1")]
+    pub(super) fn advance(&self, share: f64) {
+        self.bar.set_position((share * Self::PARTS as f64) as u64);
+    }
+}
+
+impl Drop for CalibrationBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 impl Drop for Bars {
     fn drop(&mut self) {
         self.with_bar(|bar| bar.finish_and_clear());

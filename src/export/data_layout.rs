@@ -56,7 +56,7 @@ impl Stack {
 pub(super) enum TensorJob {
     /// Weights as they are.
     Floats { stack: Stack, dtype: Dtype, at: DataRange },
-    /// Weights as codes, `row_bytes` a row, scales of `dtype`, and perhaps zero points.
+    /// Weights as codes, `row_bytes` a row, scales, perhaps zero points, and perhaps offsets of `dtype`.
     Quantized { stack: Stack, quantizer: Quantizer, row_bytes: usize, dtype: Dtype, at: QuantizedAt },
     /// A table of the rotary positions number `rotary`.
     Rotary { rotary: usize, table: Table, positions: usize, pairs: usize, dtype: Dtype, at: DataRange },
@@ -103,7 +103,8 @@ impl DataLayout {
     ) -> Result<QuantizedAt, TooLarge> {
         let rows = stack.rows() as u64;
         let codes = self.reserve(rows, row_bytes as u64)?;
-        let scales = self.reserve(rows, quantizer.blocks(stack.cols()) as u64 * dtype.bytes())?;
+        let scale_bytes = quantizer.scale_type.stored().bytes();
+        let scales = self.reserve(rows, quantizer.blocks(stack.cols()) as u64 * scale_bytes)?;
         let zero_points = self.reserve(rows, quantizer.zero_point_row_bytes(stack.cols()) as u64)?;
         let offset_row_bytes =
             if quantizer.has_offsets { quantizer.blocks(stack.cols()) as u64 * dtype.bytes() } else { 0 };

@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 
 use super::{
-    AdapterError, CheckpointError, GgufError, JsonConfigError, NoSuchModule, SourceError, StagingError,
-    TokenizerFilesError, TooLarge, UnmergedError, WeightsError, WriteWeightsError,
+    AdapterError, BudgetError, CheckpointError, GgufError, JsonConfigError, NoSuchModule, SourceError,
+    StagingError, TokenizerFilesError, TooLarge, UnmergedError, WeightsError, WriteWeightsError,
 };
 use crate::text::TextError;
 
@@ -43,6 +43,9 @@ pub enum ExportError {
     /// A format is asked for modules that are not there.
     #[error(transparent)]
     NoSuchModule(#[from] NoSuchModule),
+    /// A budget in bits per weight cannot be met.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
     /// A source cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),

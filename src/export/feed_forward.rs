@@ -66,12 +66,17 @@ pub(super) enum Inner {
 }
 
 impl Mlp {
-    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+    /// What widens the input.
+    pub(super) fn inner_linears(&self) -> impl Iterator<Item = &Linear> {
         let (gate, up) = match &self.inner {
             Inner::Gated { gate, up } => (Some(gate), up),
             Inner::Plain { up } => (None, up),
         };
-        gate.into_iter().chain([up, &self.down])
+        gate.into_iter().chain([up])
+    }
+
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.inner_linears().chain([&self.down])
     }
 
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
@@ -109,6 +114,14 @@ impl FeedForward {
         match self {
             Self::Dense(mlp) => Some(mlp),
             Self::Sparse(sparse) => sparse.shared.as_mut().map(|shared| &mut shared.mlp),
+        }
+    }
+
+    /// As [`dense_mut`](Self::dense_mut).
+    pub(super) fn dense(&self) -> Option<&Mlp> {
+        match self {
+            Self::Dense(mlp) => Some(mlp),
+            Self::Sparse(sparse) => sparse.shared.as_ref().map(|shared| &shared.mlp),
         }
     }
 

@@ -15,14 +15,14 @@ use std::{
 };
 
 use crate::{
-    device_spec::{BlockSize, WeightFormat},
-    manifest::{Override, Quantization},
+    device_spec::{BitBudget, BlockSize, WeightFormat},
+    manifest::{Dtype, Override, Quantization},
 };
 
 use super::{
     blueprint::{Blueprint, Expert, Linear, LmHead, SparseMlp},
     param::{Param, module},
-    quantize::{Bits, Quantizer, Rounding, ZeroPoints},
+    quantize::{Bits, Quantizer, Rounding, ScaleType, ZeroPoints},
 };
 
 /// `MatMulNBits`' accuracy level that lets the CPU multiply in int8. Every other level is slower there, up to a hundred
@@ -30,7 +30,7 @@ use super::{
 pub(super) const ACCURACY_LEVEL: u8 = 4;
 
 /// How weights are stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Storage {
     /// Format of matrices, unless `keep` overrides it. Other weights are stored in the type that they are computed with.
     pub format: WeightFormat,
@@ -40,6 +40,8 @@ pub struct Storage {
     pub zero_points: ZeroPoints,
     /// Rounding of quantized matrices.
     pub rounding: Rounding,
+    /// Bits of the file for each weight. Matrices then have four or eight bits, whatever `format` says.
+    pub bits: Option<BitBudget>,
     /// Formats of some modules. The last one that matches a module decides.
     pub keep: Vec<Keep>,
 }
@@ -78,6 +80,11 @@ impl fmt::Display for Keep {
 }
 
 impl Keep {
+    /// `format` for one module.
+    pub(super) fn new(module: &str, format: WeightFormat) -> Self {
+        Self { pattern: module.into(), format }
+    }
+
     fn matches(&self, module: &str) -> bool {
         let ends = module.match_indices('.').map(|(dot, _)| &module[dot + 1..]);
         [module].into_iter().chain(ends).any(|end| is_like(end, &self.pattern))
@@ -152,9 +159,13 @@ impl Storage {
             WeightFormat::Int8 => Bits::Eight,
             WeightFormat::Int4 => Bits::Four,
         };
-        let Self { block_size, zero_points, rounding, .. } = *self;
+        let Self { block_size, rounding, .. } = *self;
         let block_size = block_size.get();
-        Some(Quantizer { bits, block_size, zero_points, rounding, has_offsets: false })
+        // Among four bits, the few modules with eight gain nothing that could be measured.
+        let is_exception = bits == Bits::Eight && self.format == WeightFormat::Int4;
+        let zero_points = if is_exception { ZeroPoints::Middle } else { self.zero_points };
+        let scale_type = ScaleType::default();
+        Some(Quantizer { bits, block_size, zero_points, scale_type, rounding, has_offsets: false })
     }
 }
 
@@ -198,8 +209,18 @@ impl Formats {
         self
     }
 
+    /// The same, in a graph that computes in `dtype`.
+    pub(super) fn for_graph(mut self, dtype: Dtype) -> Self {
+        for quantizer in self.modules.values_mut().chain([&mut self.others]).flatten() {
+            quantizer.scale_type = ScaleType::of_graph(dtype);
+        }
+        self
+    }
+
+    /// How `param` is quantized, if at all: in blocks that divide its rows where there are such blocks.
     pub(super) fn of(&self, param: &Param) -> Option<Quantizer> {
-        self.modules.get(param.module()).copied().unwrap_or(self.others)
+        let quantizer = self.modules.get(param.module()).copied().unwrap_or(self.others)?;
+        Some(quantizer.fitting(param.shape.cols()))
     }
 }
 

@@ -205,7 +205,8 @@ pub(super) fn graph_attribute(name: &str, graph: Graph) -> Attribute {
     }
 }
 
-fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfo {
+/// The declaration of an input or output.
+pub(super) fn value_info(name: &str, element: ElementType, dims: &[Dim]) -> ValueInfo {
     let dimension = |dim: &Dim| Dimension {
         value: Some(match *dim {
             Dim::Known(n) => Extent::Known(int(n)),

@@ -3,9 +3,10 @@
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::{Existing, Storage, WeightFormat, ZeroPoints};
+use super::{Calibration, Existing, Storage, WeightFormat, ZeroPoints};
 use crate::manifest::{Dtype, ExportOptions, GraphNames};
 
 /// What to export, and how.
@@ -23,6 +24,8 @@ pub struct Options {
     /// Most positions, if fewer than the model has: tables of positions are as long, and those of some models are a
     /// quarter of their weights.
     pub context_length: Option<NonZeroUsize>,
+    /// What the model's linear layers read while it processed a text; weights are rounded for that.
+    pub calibration: Option<Arc<Calibration>>,
     /// The model directory to write.
     pub output: PathBuf,
     /// What to do if it exists.
@@ -89,6 +92,7 @@ impl Options {
             dtype: Dtype::Float32,
             layout: Layout::default(),
             context_length: None,
+            calibration: None,
             output,
             existing: Existing::default(),
         }
@@ -103,11 +107,12 @@ impl Options {
 
     /// The options as the manifest records them.
     pub(super) fn asked(&self) -> ExportOptions {
-        let Storage { format, block_size, zero_points, ref keep, .. } = self.weights;
-        let quantizes = format != WeightFormat::Full || !keep.is_empty();
+        let Storage { format, block_size, zero_points, bits, ref keep, .. } = self.weights;
+        let quantizes = format != WeightFormat::Full || bits.is_some() || !keep.is_empty();
         ExportOptions {
             quantize: format.to_string(),
             block_size: quantizes.then(|| block_size.get()),
+            bits: bits.map(|bits| bits.to_string()),
             zero_points: quantizes && zero_points == ZeroPoints::PerBlock,
             keep: keep.iter().map(ToString::to_string).collect(),
             dtype: self.dtype,
@@ -116,6 +121,7 @@ impl Options {
                 Layout::Genai => "genai".into(),
             },
             context_length: self.context_length.map(NonZeroUsize::get),
+            calibration: self.calibration.as_ref().map(|calibration| calibration.record().clone()),
             random_seed: match self.source {
                 Source::Checkpoint { .. } => None,
                 Source::Random { seed, .. } => Some(seed),

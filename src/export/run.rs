@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ExportError, Keep, Layout, Options, Source,
+    ExportError, Keep, Layout, Options, Source, Storage,
     adapter_base::{self, AdapterBase},
     data_layout::DATA_FILE,
     emit::{Emitted, Precision, emit},
@@ -14,7 +14,7 @@ use super::{
     progress::{Progress, Stage},
     provenance,
     staging::{self, Staging},
-    write_weights::write_weights,
+    write_weights::{Fill, write_weights},
 };
 use crate::{
     files,
@@ -56,7 +56,7 @@ pub(super) const GRAPH_FILE: &str = "model.onnx";
 const EXPORTER: &str = concat!("eka ", env!("CARGO_PKG_VERSION"));
 
 /// Increases when the written bytes change between two versions of eka, so that cached exports become outdated.
-const REVISION: u32 = 6;
+const REVISION: u32 = 7;
 
 /// Fails when the export should stop.
 fn check_cancelled(progress: &dyn Progress) -> Result<(), ExportError> {
@@ -70,11 +70,13 @@ fn check_cancelled(progress: &dyn Progress) -> Result<(), ExportError> {
 /// when a weight is not finite, when the output exists or cannot be written, or when `progress` cancels.
 pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, ExportError> {
     let mut input = load(options)?;
-    let formats = options.weights.formats(&input.blueprint)?;
+    let storage = options.weights.within_budget(&input.blueprint, options.dtype)?;
+    let formats = storage.formats(&input.blueprint)?.for_graph(options.dtype);
     let formats =
         formats.with_offsets(&input.blueprint, |param, quantizer| input.weights.repacks(param, quantizer));
     let precision = Precision { dtype: options.dtype, formats };
-    let Emitted { graph, layout, products } = emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
+    let Emitted { graph, layout, products, .. } =
+        emit(&input.blueprint, precision, options.names(), DATA_FILE)?;
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
     }
@@ -83,14 +85,20 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     let sources = input.identify(progress)?;
     check_cancelled(progress)?;
     let angles = input.blueprint.angles();
-    write_weights(&staging.path(DATA_FILE), &layout, (&input.weights, &angles), progress)?;
+    let fill = Fill {
+        layout: &layout,
+        weights: &input.weights,
+        angles: &angles,
+        calibration: options.calibration.as_deref(),
+    };
+    write_weights(&staging.path(DATA_FILE), fill, progress)?;
     staging.write(GRAPH_FILE, &graph)?;
     let base = AdapterBase::new(&input.config, &input.blueprint, products);
     staging.write(adapter_base::FILE, &base.to_json())?;
     if let Some(tokenizer_files) = &input.tokenizer_files {
         tokenizer_files.write(&staging)?;
     }
-    let mut manifest = describe(&input, options, sources);
+    let mut manifest = describe(&input, (options, &storage), sources);
     if options.layout == Layout::Genai {
         let generation =
             input.tokenizer_files.as_ref().and_then(|tokenizer_files| tokenizer_files.generations.first());
@@ -105,10 +113,23 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
         parameters: input.blueprint.parameters(),
         weight_bytes: Bytes(layout.bytes()),
         notes: input.notes(),
-        kept: options.weights.rules(&input.blueprint),
+        kept: storage.rules(&input.blueprint),
         skipped: input.skipped,
         has_tokenizer: input.tokenizer_files.is_some(),
     })
+}
+
+/// Finds what would stop an export before it writes weights, without reading any.
+///
+/// # Errors
+/// [`ExportError`] when [`export`] would fail before writing.
+pub fn check(options: &Options) -> Result<(), ExportError> {
+    let input = load(options)?;
+    options.weights.within_budget(&input.blueprint, options.dtype)?.formats(&input.blueprint)?;
+    for dir in options.source.dirs() {
+        staging::check_apart(&options.output, dir)?;
+    }
+    Ok(staging::check_existing(&options.output, options.existing, manifest::FILE_NAME)?)
 }
 
 /// Identifies what an export would write: equal for equal sources, options and versions of the exporter, wherever the
@@ -118,7 +139,7 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
 /// [`ExportError`] when [`export`] would fail before writing.
 pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
     let mut input = load(options)?;
-    options.weights.formats(&input.blueprint)?;
+    options.weights.within_budget(&input.blueprint, options.dtype)?.formats(&input.blueprint)?;
     let mut hash = Sha256::new();
     let scales: Vec<f32> = match &options.source {
         Source::Checkpoint { adapters, .. } => adapters.iter().map(|adapter| adapter.weight).collect(),
@@ -132,7 +153,7 @@ pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
 }
 
 /// Opens the sources and applies what concerns the whole model.
-fn load(options: &Options) -> Result<LoadedSources, ExportError> {
+pub(super) fn load(options: &Options) -> Result<LoadedSources, ExportError> {
     let mut input = LoadedSources::open(&options.source)?;
     if let Some(asked) = options.context_length {
         let most = input.blueprint.longest_context;
@@ -144,14 +165,18 @@ fn load(options: &Options) -> Result<LoadedSources, ExportError> {
     Ok(input)
 }
 
-fn describe(input: &LoadedSources, options: &Options, sources: Vec<FileRecord>) -> Manifest {
+fn describe(
+    input: &LoadedSources,
+    (options, storage): (&Options, &Storage),
+    sources: Vec<FileRecord>,
+) -> Manifest {
     Manifest {
         schema: manifest::SCHEMA,
         architecture: input.blueprint.architecture.into(),
         dims: input.blueprint.dims,
         dtype: options.dtype,
-        quantization: options.weights.quantization(),
-        overrides: options.weights.overrides(&input.blueprint),
+        quantization: storage.quantization(),
+        overrides: storage.overrides(&input.blueprint),
         context_length: input.blueprint.context_length,
         end_tokens: input.end_tokens.clone(),
         parameters: input.blueprint.parameters(),

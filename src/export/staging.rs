@@ -254,7 +254,12 @@ pub(super) fn check_apart(output: &Path, source: &Path) -> Result<(), StagingErr
     }
 }
 
-fn check_existing(output: &Path, existing: Existing, manifest: &'static str) -> Result<(), StagingError> {
+/// Whether the output may be written.
+pub(super) fn check_existing(
+    output: &Path,
+    existing: Existing,
+    manifest: &'static str,
+) -> Result<(), StagingError> {
     let path = || output.to_owned();
     if !files::exists(output) {
         return Ok(());

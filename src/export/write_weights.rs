@@ -7,18 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::{manifest::Dtype, units::Bytes};
 
 use super::{
-    Progress, Stage,
+    Calibration, Progress, Stage,
     data_layout::{DataLayout, QuantizedAt, Stack, TensorJob},
     dtype_encoding,
     known_blocks::KnownBlocks,
-    param::Param,
+    param::{self, Param},
     positioned_io::PositionedFile,
-    quantize::{PackedRow, Quantizer},
+    quantize::{Feedback, PackedRow, Quantizer},
     rope::{Angles, Table},
     weights::{Weights, WeightsError},
 };
@@ -48,6 +49,21 @@ pub enum WriteWeightsError {
         /// The type.
         dtype: Dtype,
     },
+    /// The scale of a block does not fit the type that it is stored in.
+    #[error(
+        "{module}: weights are too large for quantization, whose scales are stored in 16 bits; store this module without it: \
+         --keep {module}=none"
+    )]
+    TooGreatToQuantize {
+        /// The module.
+        module: String,
+    },
+    /// The temporary file of the calibration cannot be read.
+    #[error("the temporary file of the calibration cannot be read: {source}; export again")]
+    Calibration {
+        /// What the system said.
+        source: io::Error,
+    },
     /// The file cannot be written.
     #[error("{}: {source}; is the disk full?", path.display())]
     Write {
@@ -58,27 +74,47 @@ pub enum WriteWeightsError {
     },
 }
 
-/// Fills the file at `path`, which has its length already, by `layout`. `angles` are those of the rotary positions, in
-/// order.
+/// What to fill a data file with.
+pub(super) struct Fill<'a> {
+    pub layout: &'a DataLayout,
+    pub weights: &'a Weights,
+    /// Those of the rotary positions, in order.
+    pub angles: &'a [Angles],
+    pub calibration: Option<&'a Calibration>,
+}
+
+/// Fills the file at `path`, which has its length already.
 pub(super) fn write_weights(
     path: &Path,
-    layout: &DataLayout,
-    (weights, angles): (&Weights, &[Angles]),
+    fill: Fill<'_>,
     progress: &dyn Progress,
 ) -> Result<(), WriteWeightsError> {
+    let Fill { layout, weights, angles, calibration } = fill;
     let failed = |source| WriteWeightsError::Write { path: path.into(), source };
     let file = File::options().write(true).open(path).map_err(failed)?;
     let writer = Writer { file: PositionedFile::new(file), path, weights, angles };
     progress.begin(Stage::Weights, Bytes(layout.bytes()));
-    let pieces: Vec<Piece> = layout.fills.iter().flat_map(cut).collect();
-    pieces.into_par_iter().try_for_each(|piece| {
-        if progress.is_cancelled() {
-            return Err(WriteWeightsError::Cancelled);
+    let mut pieces: Vec<Piece> = Vec::new();
+    for job in &layout.fills {
+        match calibration.map(|calibration| feedback(job, calibration)).transpose()?.flatten() {
+            // One after the other: the factor of one input takes up to four times as much memory as its layer's weights.
+            Some(feedback) => writer.write_all(cut(job), Some(&feedback), progress)?,
+            None => pieces.extend(cut(job)),
         }
-        progress.advance(writer.write(&piece)?);
-        Ok::<_, WriteWeightsError>(())
-    })?;
+    }
+    writer.write_all(pieces, None, progress)?;
     writer.file.into_file().and_then(|file| file.sync_all()).map_err(failed)
+}
+
+/// The feedback between the columns of a matrix with few bits, if the model has been calibrated.
+fn feedback(job: &TensorJob, calibration: &Calibration) -> Result<Option<Feedback>, WriteWeightsError> {
+    match job {
+        TensorJob::Quantized { stack, quantizer, .. } if quantizer.takes_feedback() => {
+            let module = stack.0.first().map(Param::module).unwrap_or_default();
+            calibration.feedback(module).map_err(|source| WriteWeightsError::Calibration { source })
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Some rows of a parameter or a table, with their place in the file.
@@ -119,7 +155,9 @@ fn cut(fill: &TensorJob) -> Vec<Piece<'_>> {
             .collect(),
         TensorJob::Quantized { ref stack, quantizer, row_bytes, dtype, at } => {
             let QuantizedAt { codes, scales, zero_points, offsets } = at;
-            let scale_bytes = quantizer.blocks(stack.cols()) as u64 * dtype.bytes();
+            let blocks = quantizer.blocks(stack.cols()) as u64;
+            let scale_bytes = blocks * quantizer.scale_type.stored().bytes();
+            let offset_bytes = blocks * dtype.bytes();
             let zero_point_bytes = quantizer.zero_point_row_bytes(stack.cols()) as u64;
             let place = |Slice { param, rows, rows_before, .. }| {
                 let to = Codes {
@@ -128,7 +166,7 @@ fn cut(fill: &TensorJob) -> Vec<Piece<'_>> {
                     codes_offset: codes.offset + rows_before * row_bytes as u64,
                     scales_offset: scales.offset + rows_before * scale_bytes,
                     zero_points_offset: zero_points.offset + rows_before * zero_point_bytes,
-                    offsets_offset: offsets.offset + rows_before * scale_bytes,
+                    offsets_offset: offsets.offset + rows_before * offset_bytes,
                     dtype,
                 };
                 Piece::Quantized { param, rows, to }
@@ -167,6 +205,12 @@ fn ranges(rows: usize, cols: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
 }
 
+/// `count` rows of `size` elements each, which may be none.
+fn rows_mut<T>(values: &mut [T], size: usize, count: usize) -> impl Iterator<Item = &mut [T]> {
+    let mut rows = values.chunks_mut(size.max(1));
+    (0..count).map(move |_| rows.next().unwrap_or_default())
+}
+
 struct Writer<'a> {
     file: PositionedFile,
     path: &'a Path,
@@ -175,8 +219,24 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Writes `pieces` on all threads.
+    fn write_all(
+        &self,
+        pieces: Vec<Piece>,
+        feedback: Option<&Feedback>,
+        progress: &dyn Progress,
+    ) -> Result<(), WriteWeightsError> {
+        pieces.into_par_iter().try_for_each(|piece| {
+            if progress.is_cancelled() {
+                return Err(WriteWeightsError::Cancelled);
+            }
+            progress.advance(self.write(&piece, feedback)?);
+            Ok(())
+        })
+    }
+
     /// Gives the bytes written.
-    fn write(&self, piece: &Piece) -> Result<Bytes, WriteWeightsError> {
+    fn write(&self, piece: &Piece, feedback: Option<&Feedback>) -> Result<Bytes, WriteWeightsError> {
         match *piece {
             Piece::Floats { param, ref rows, dtype, offset } => {
                 let weights = self.weights.rows(param, rows.clone())?;
@@ -189,14 +249,14 @@ impl Writer<'_> {
             Piece::Quantized { param, ref rows, ref to } => {
                 let weights = self.weights.rows(param, rows.clone())?;
                 let known = self.weights.known_blocks(param, rows.clone(), to.quantizer)?;
-                self.write_quantized((&weights, known.as_ref()), param, to)
+                self.write_quantized((&weights, known.as_ref(), feedback), param, to)
             }
         }
     }
 
     fn write_quantized(
         &self,
-        (weights, known): (&[f32], Option<&KnownBlocks>),
+        (weights, known, feedback): (&[f32], Option<&KnownBlocks>, Option<&Feedback>),
         param: &Param,
         to: &Codes,
     ) -> Result<Bytes, WriteWeightsError> {
@@ -209,20 +269,48 @@ impl Writer<'_> {
         let mut zero_points = vec![0; rows * zero_point_bytes];
         let row_offsets = if to.quantizer.has_offsets { blocks } else { 0 };
         let mut offsets = vec![0.0; rows * row_offsets];
-        for (index, row) in weights.chunks_exact(cols).enumerate() {
-            let packed = PackedRow {
-                codes: &mut codes[index * to.row_bytes..][..to.row_bytes],
-                scales: &mut scales[index * blocks..][..blocks],
-                zero_points: &mut zero_points[index * zero_point_bytes..][..zero_point_bytes],
-                offsets: &mut offsets[index * row_offsets..][..row_offsets],
-            };
-            let known = known.map(|known| known.row(index, blocks));
-            to.quantizer.quantize_row(row, known.as_ref(), packed);
+        let parts = rows_mut(&mut codes, to.row_bytes, rows).zip(rows_mut(&mut scales, blocks, rows)).zip(
+            rows_mut(&mut zero_points, zero_point_bytes, rows).zip(rows_mut(&mut offsets, row_offsets, rows)),
+        );
+        let packed: Vec<PackedRow> = parts
+            .map(|((codes, scales), (zero_points, offsets))| PackedRow {
+                codes,
+                scales,
+                zero_points,
+                offsets,
+            })
+            .collect();
+        match (feedback, known) {
+            (Some(feedback), None) => {
+                let rows = ArrayView2::from_shape((rows, cols), weights).map_err(WeightsError::Misfit)?;
+                to.quantizer.quantize_rows(rows, feedback, packed);
+            }
+            _ => {
+                for (index, (row, packed)) in weights.chunks_exact(cols).zip(packed).enumerate() {
+                    let known = known.map(|known| known.row(index, blocks));
+                    to.quantizer.quantize_row(row, known.as_ref(), packed);
+                }
+            }
         }
         let offsets = self.write_floats(&offsets, to.dtype, to.offsets_offset, &param.name)?;
-        let scales = self.write_floats(&scales, to.dtype, to.scales_offset, &param.name)?;
+        let scales = self.write_scales(scales, to, &param.name)?;
         let zero_points = self.write_bytes(&zero_points, to.zero_points_offset)?;
         Ok(self.write_bytes(&codes, to.codes_offset)? + scales + zero_points + offsets)
+    }
+
+    fn write_scales(
+        &self,
+        mut scales: Vec<f32>,
+        to: &Codes,
+        tensor: &str,
+    ) -> Result<Bytes, WriteWeightsError> {
+        let scale_type = to.quantizer.scale_type;
+        if scales.iter().any(|scale| !scale.is_finite()) {
+            let module = param::module(tensor).into();
+            return Err(WriteWeightsError::TooGreatToQuantize { module });
+        }
+        scales.iter_mut().for_each(|scale| *scale *= scale_type.factor());
+        self.write_floats(&scales, scale_type.stored(), to.scales_offset, tensor)
     }
 
     fn write_floats(

@@ -24,8 +24,8 @@ pub use self::{
     identity::identity,
     read::{is_model, path},
     types::{
-        AdapterSummary, Dims, Dtype, ExportOptions, FILE_NAME, FileRecord, GraphNames, Lengths, Manifest,
-        OLDEST_SCHEMA, Override, Provenance, Quantization, SCHEMA,
+        AdapterSummary, CalibrationRecord, Dims, Dtype, ExportOptions, FILE_NAME, FileRecord, GraphNames,
+        Lengths, Manifest, OLDEST_SCHEMA, Override, Provenance, Quantization, SCHEMA,
     },
     validate::{MAX_DIMENSION, MAX_LAYERS},
 };

@@ -222,6 +222,9 @@ pub struct ExportOptions {
     pub quantize: String,
     /// Consecutive weights that share a scale; absent when nothing is quantized.
     pub block_size: Option<usize>,
+    /// The budget of bits per weight; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<String>,
     /// Whether each block has a zero point.
     pub zero_points: bool,
     /// The `--keep` options: modules with another storage, as `PATTERN=FORMAT`.
@@ -234,6 +237,21 @@ pub struct ExportOptions {
     pub context_length: Option<usize>,
     /// The seed of random weights; absent for trained ones.
     pub random_seed: Option<u64>,
+    /// The text that quantization was calibrated on; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
+}
+
+/// A text that quantization was calibrated on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationRecord {
+    /// The file's name, or `auto` for the built-in text.
+    pub text: String,
+    /// SHA-256 of its content, lower-case hexadecimal.
+    pub sha256: String,
+    /// Tokens that the model processed.
+    pub tokens: usize,
 }
 
 /// A file with its size and hash.

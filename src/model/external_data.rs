@@ -16,6 +16,9 @@ use crate::{
     onnx::{DataLocation, ElementType, Tensor},
 };
 
+/// The tensors of a graph, by name.
+pub(super) type Initializers<'a> = BTreeMap<&'a str, &'a Tensor>;
+
 /// Where the content of a tensor lies.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

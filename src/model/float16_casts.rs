@@ -55,10 +55,18 @@ fn cast_node(input: &str, output: &str, to: ElementType) -> Node {
     }
 }
 
+/// Whether a constant is in float16 and is not cast before it is used, as the scales of quantized weights are in float32 graphs.
+pub(super) fn computes_in_float16(graph: &Graph) -> bool {
+    let half = i32::from(ElementType::Float16);
+    let is_read =
+        |name: &String| graph.node.iter().any(|node| node.op_type != "Cast" && node.input.contains(name));
+    graph.initializer.iter().any(|tensor| tensor.data_type == half && is_read(&tensor.name))
+}
+
 /// The values of a graph that computes in float16: all but the outputs of casts to other types. Empty for one that does not.
 fn float16_values(graph: &Graph) -> BTreeSet<String> {
     let half = i32::from(ElementType::Float16);
-    if !graph.initializer.iter().any(|tensor| tensor.data_type == half) {
+    if !computes_in_float16(graph) {
         return BTreeSet::new();
     }
     let is_cast =

@@ -16,12 +16,14 @@ use std::{
 use prost::Message;
 
 use super::{
+    external_data::Initializers,
     float16_casts,
     graph_file::GraphFile,
     hidden_states::{self, HiddenStates},
     moe_nodes::Experts,
     packed_cache,
-    packed_matrices::{Initializers, MatrixSource},
+    packed_matrices::MatrixSource,
+    scaled_casts::{self, ScaledCasts},
 };
 use crate::{
     device::{
@@ -97,8 +99,8 @@ pub(super) fn rewrite(
     if operators.is_empty() {
         return None;
     }
-    float16_casts::add(graph);
     drop_unused(graph);
+    float16_casts::add(graph);
     model.functions.retain(|function| graph.node.iter().any(|node| node.domain == function.domain));
     let hidden = hidden_states::expose(graph, head, is_product);
     let is_row_invariant =
@@ -135,7 +137,7 @@ fn decode_if_lossless(file: &GraphFile) -> Option<Model> {
 /// The format of the key-value cache that `cache` stands for in this graph.
 fn cache_format_for(graph: &Graph, cache: CacheChoice) -> Format {
     let is_quantized = graph.node.iter().any(|node| node.op_type == "MatMulNBits");
-    let is_half = graph.initializer.iter().any(|tensor| tensor.data_type == i32::from(ElementType::Float16));
+    let is_half = float16_casts::computes_in_float16(graph);
     match cache {
         CacheChoice::Float32 => Format::Float32,
         CacheChoice::Auto if !is_quantized && !is_half => Format::Float32,
@@ -153,8 +155,8 @@ enum Replacement {
 }
 
 impl Replacement {
-    fn of(node: &Node, initializers: &Initializers) -> Option<Self> {
-        let matrix = || MatrixSource::of(node, initializers).map(Self::Matrix);
+    fn of(node: &Node, initializers: &Initializers, casts: &ScaledCasts) -> Option<Self> {
+        let matrix = || MatrixSource::of(node, initializers, casts).map(Self::Matrix);
         let experts = || Experts::of(node, initializers).map(Box::new).map(Self::Experts);
         matrix().or_else(experts).or_else(|| float_operator(node, initializers).map(Self::Float))
     }
@@ -172,7 +174,9 @@ impl Replacement {
 /// Replaces the matrix products and sparse MLPs that eka's operators support, and packs quantized weights.
 fn replace_matmuls(graph: &mut Graph, file: &GraphFile, packed_file: PackedFileChoice) -> Option<Operators> {
     let initializers: Initializers = graph.initializer.iter().map(|tensor| (&*tensor.name, tensor)).collect();
-    let replacements: Vec<_> = graph.node.iter().map(|node| Replacement::of(node, &initializers)).collect();
+    let casts = scaled_casts::find(&graph.node, &initializers);
+    let replacements: Vec<_> =
+        graph.node.iter().map(|node| Replacement::of(node, &initializers, &casts)).collect();
     // In the order of the graph, which is the order in which they are read.
     let mut seen = BTreeSet::new();
     let sources = replacements.iter().flatten().flat_map(Replacement::sources);
@@ -342,8 +346,18 @@ fn is_supported(node: &Node) -> bool {
         && node.attribute.iter().all(is_known)
 }
 
-/// Drops initializers that no node reads any more.
+/// Drops nodes and initializers that nothing reads any more.
 fn drop_unused(graph: &mut Graph) {
-    let read: BTreeSet<String> = graph.node.iter().flat_map(|node| node.input.clone()).collect();
-    graph.initializer.retain(|tensor| read.contains(&tensor.name));
+    let outputs: BTreeSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+    loop {
+        let read: BTreeSet<String> = graph.node.iter().flat_map(|node| node.input.clone()).collect();
+        let before = graph.node.len();
+        graph.node.retain(|node| {
+            node.output.iter().any(|output| read.contains(output) || outputs.contains(output))
+        });
+        if graph.node.len() == before {
+            graph.initializer.retain(|tensor| read.contains(&tensor.name));
+            return;
+        }
+    }
 }

@@ -20,6 +20,7 @@ mod moe_nodes;
 mod packed_cache;
 mod packed_matrices;
 mod pass;
+mod scaled_casts;
 mod validate;
 
 pub use self::{

@@ -1,8 +1,9 @@
 //! Replaces the nodes that compute experts by eka's operators.
 
 use super::{
-    external_data::TensorRange,
-    packed_matrices::{Initializers, Matrices, MatrixSource},
+    external_data::{Initializers, TensorRange},
+    packed_matrices::{Matrices, MatrixSource},
+    scaled_casts::ScaleFactor,
 };
 use crate::{
     device::operators::{
@@ -171,7 +172,17 @@ impl MoeNode {
                     None => None,
                 };
                 let (codes, scales) = (of(codes)?, of(scales)?);
-                sources.push(MatrixSource { bits, columns, depth, block, codes, scales, zero_points });
+                let factor = ScaleFactor::ONE;
+                sources.push(MatrixSource {
+                    bits,
+                    columns,
+                    depth,
+                    block,
+                    codes,
+                    scales,
+                    factor,
+                    zero_points,
+                });
             }
         }
         Some((sources, MOE))

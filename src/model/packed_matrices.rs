@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::external_data::{ExternalData, TensorRange};
+use super::{
+    external_data::{ExternalData, Initializers, TensorRange},
+    scaled_casts::{ScaleFactor, ScaledCasts},
+};
 use crate::{
     device::operators::{PackedShape, PackedStorage, PackedWeights, QuantizedBlocks, WeightBits},
-    onnx::{Node, Tensor},
+    onnx::Node,
 };
-
-/// The tensors of a graph, by name.
-pub(super) type Initializers<'a> = BTreeMap<&'a str, &'a Tensor>;
 
 /// Packed matrices.
 pub(super) type Matrices = BTreeMap<MatrixSource, Arc<PackedWeights>>;
@@ -28,12 +28,14 @@ pub(super) struct MatrixSource {
     pub(super) block: usize,
     pub(super) codes: TensorRange,
     pub(super) scales: TensorRange,
+    /// What the stored scales are multiplied with.
+    pub(super) factor: ScaleFactor,
     pub(super) zero_points: Option<TensorRange>,
 }
 
 impl MatrixSource {
     /// The matrix of `node`, if it is a `MatMulNBits` that eka's operators support.
-    pub(super) fn of(node: &Node, initializers: &Initializers) -> Option<Self> {
+    pub(super) fn of(node: &Node, initializers: &Initializers, casts: &ScaledCasts) -> Option<Self> {
         let number = |name: &str| {
             let attribute = node.attribute.iter().find(|attribute| attribute.name == name)?;
             usize::try_from(attribute.i?).ok()
@@ -49,13 +51,18 @@ impl MatrixSource {
         };
         let bits = number("bits")?;
         WeightBits::of(bits)?;
+        let (scales, factor) = match casts.get(scales) {
+            Some(cast) => cast.clone(),
+            None => (range(scales)?, ScaleFactor::ONE),
+        };
         Some(Self {
             bits,
             columns: number("N")?,
             depth: number("K")?,
             block: number("block_size")?,
             codes: range(codes)?,
-            scales: range(scales)?,
+            scales,
+            factor,
             zero_points,
         })
     }
@@ -99,6 +106,8 @@ impl<'a> Packer<'a> {
     pub(super) fn pack(&mut self, source: &MatrixSource) -> Option<PackedWeights> {
         self.data.read_codes(&source.codes, &mut self.codes)?;
         self.data.read_floats(&source.scales, &mut self.scales, &mut self.halfs)?;
+        let factor = source.factor.get();
+        self.scales.iter_mut().for_each(|scale| *scale *= factor);
         match &source.zero_points {
             Some(zero_points) => self.data.read_codes(zero_points, &mut self.zero_points)?,
             None => self.zero_points.clear(),

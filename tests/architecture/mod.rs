@@ -28,6 +28,7 @@ const LAYERS: &str = "
     device: device_spec files units
     onnx:
     export: device_spec files manifest onnx text units
+    calibration: device device_spec export manifest units
     model: device_spec device files manifest onnx prompt_store units
     engine: constraint device job model units
     worker: constraint device engine job manifest model prompt_store trim_policy wire units
@@ -39,7 +40,7 @@ const LAYERS: &str = "
     client:
     smoke: client
     loadgen: client
-    cli: auth child_process cluster device_spec client config constraint device engine executor export files http job loadgen log_queue manifest metrics model sandbox prompt_store smoke supervise text otel units wire worker
+    cli: auth calibration child_process cluster device_spec client config constraint device engine executor export files http job loadgen log_queue manifest metrics model sandbox prompt_store smoke supervise text otel units wire worker
 ";
 
 /// The only module with `unsafe`.

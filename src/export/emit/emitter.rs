@@ -37,6 +37,8 @@ pub(super) struct Emitter {
     pub(super) projected: Vec<[String; 3]>,
     /// Inputs of linear layers whose blocks are summed.
     pub(super) block_sums: BTreeSet<String>,
+    /// What each linear layer reads.
+    pub(super) layer_inputs: Vec<LayerInput>,
     /// The weights of the blueprint's linear layers, in its order.
     pub(super) linears: Vec<Param>,
     /// The nodes that compute them.
@@ -45,6 +47,17 @@ pub(super) struct Emitter {
     pub(super) mixtures: Vec<Vec<Attribute>>,
     /// Whether the graph computes position ids.
     pub(super) has_position_ids: bool,
+}
+
+/// What a linear layer reads.
+#[derive(Clone, Debug)]
+pub(in crate::export) struct LayerInput {
+    /// The tensor's name.
+    pub tensor: String,
+    /// Its width.
+    pub columns: usize,
+    /// The linear layer, named as in the checkpoint.
+    pub module: String,
 }
 
 /// A node that computes linear layers, one after the other in its output.
@@ -93,6 +106,12 @@ impl Emitter {
             names.push(name);
         }
         Ok(names)
+    }
+
+    /// Records that `input` is read by the linear layer of `weight`.
+    pub(super) fn reads(&mut self, weight: &Param, input: &str) {
+        let (columns, module) = (weight.shape.cols(), weight.module().into());
+        self.layer_inputs.push(LayerInput { tensor: input.into(), columns, module });
     }
 
     /// The type of activations.
@@ -147,7 +166,8 @@ pub(super) fn of_layer(template: &str, layer: usize) -> String {
     template.replace("{i}", &layer.to_string())
 }
 
-const fn element(dtype: Dtype) -> ElementType {
+/// The element type of `dtype` in a graph.
+pub(super) const fn element(dtype: Dtype) -> ElementType {
     match dtype {
         Dtype::Float32 => ElementType::Float,
         Dtype::Float16 => ElementType::Float16,

@@ -6,13 +6,13 @@
 use super::{
     super::{
         blueprint::Linear,
-        data_layout::{QuantizedAt, Stack, TooLarge},
+        data_layout::{DataRange, QuantizedAt, Stack, TooLarge},
         formats::ACCURACY_LEVEL,
         graph::{Op, int_attribute},
         param::Param,
         quantize::Quantizer,
     },
-    emitter::{Emitter, ProductNode},
+    emitter::{Emitter, ProductNode, element},
     matrix::Matrix,
 };
 use crate::onnx::ElementType;
@@ -30,6 +30,7 @@ impl Emitter {
         if formats.any(|format| Some(format) != first) {
             return self.side_by_side(scope, linears, input);
         }
+        linears.iter().for_each(|linear| self.reads(&linear.weight, input));
         let stack = Stack(linears.iter().map(|linear| linear.weight.clone()).collect());
         let shape = [stack.rows(), stack.cols()];
         let matrix = self.place(stack)?;
@@ -62,6 +63,7 @@ impl Emitter {
         table: Matrix,
         input: &str,
     ) -> Result<String, TooLarge> {
+        self.reads(param, input);
         let stack = Stack(vec![param.clone()]);
         let shape = [stack.rows(), stack.cols()];
         let matrix = if table.has_whole_blocks(shape[1]) { table } else { self.place(stack)? };
@@ -195,13 +197,33 @@ impl Emitter {
         at: QuantizedAt,
         [rows, cols]: [usize; 2],
     ) -> Vec<String> {
-        let [scales, zero_points] = ["scales", "zero_points"].map(|name| format!("{scope}.{name}"));
-        self.graph.initializer(&scales, self.float(), &[rows, quantizer.blocks(cols)], at.scales);
+        let scales = self.scales(scope, quantizer, at.scales, [rows, quantizer.blocks(cols)]);
         let row_bytes = quantizer.zero_point_row_bytes(cols);
         if row_bytes == 0 {
             return vec![scales];
         }
+        let zero_points = format!("{scope}.zero_points");
         self.graph.initializer(&zero_points, ElementType::Uint8, &[rows, row_bytes], at.zero_points);
         vec![scales, zero_points]
     }
+
+    /// Scales in the type of the activations, which may be stored in another.
+    fn scales(&mut self, scope: &str, quantizer: Quantizer, at: DataRange, dims: [usize; 2]) -> String {
+        let scales = format!("{scope}.scales");
+        let stored = element(quantizer.scale_type.stored());
+        if stored == self.float() {
+            self.graph.initializer(&scales, stored, &dims, at);
+            return scales;
+        }
+        let [stored_scales, cast] = ["stored", "cast"].map(|name| format!("{scales}.{name}"));
+        self.graph.initializer(&stored_scales, stored, &dims, at);
+        let to = vec![int_attribute("to", self.float() as usize)];
+        self.graph.add(Op::plain("Cast", &[&stored_scales], &[&cast]).with(to));
+        let unit = self.scalar(SCALE_UNIT, quantizer.scale_type.factor().recip());
+        self.graph.add(Op::plain("Mul", &[&cast, &unit], &[&scales]));
+        scales
+    }
 }
+
+/// What stored scales are multiplied with.
+const SCALE_UNIT: &str = "scales.unit";

@@ -16,6 +16,6 @@ mod per_layer;
 mod positions;
 
 pub(super) use self::{
-    emitter::{Precision, ProductNode},
+    emitter::{LayerInput, Precision, ProductNode},
     model::{Emitted, emit},
 };

@@ -9,7 +9,7 @@ use super::{
         data_layout::{Stack, TooLarge},
         graph::{Op, float_attribute, int_attribute},
         param::Param,
-        quantize::{Quantizer, ZeroPoints},
+        quantize::{Quantizer, ScaleType, ZeroPoints},
         routing::Scores,
     },
     emitter::Emitter,
@@ -107,6 +107,7 @@ impl Emitter {
         let name = |part: &str| format!("{scope}.{part}");
         let (experts, dtype) = (weights.len(), self.precision.dtype);
         let quantizer = weights.first().and_then(|first| self.precision.formats.of(first));
+        let quantizer = quantizer.map(|quantizer| quantizer.with_scales(ScaleType::of_activations(dtype)));
         let stack = Stack(weights);
         let (rows, columns) = (stack.rows() / experts.max(1), stack.cols());
         let projection = Projection { rows, columns, quantizer };

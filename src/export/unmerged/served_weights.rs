@@ -41,11 +41,19 @@ enum Storage<'a> {
     Floats(&'a Tensor),
     Quantized {
         codes: &'a Tensor,
-        scales: &'a Tensor,
+        scales: StoredScales<'a>,
         zero_points: Option<&'a Tensor>,
         bits: usize,
         block: usize,
     },
+}
+
+/// Scales as they are stored.
+#[derive(Clone, Copy)]
+struct StoredScales<'a> {
+    tensor: &'a Tensor,
+    /// What they are multiplied with.
+    factor: f32,
 }
 
 impl ServedWeights {
@@ -85,7 +93,7 @@ impl ServedWeights {
                     return Err(missing());
                 };
                 let zero_points = (node.input.len() > 3).then(|| self.input(node, 3)).transpose()?;
-                let (codes, scales) = (self.input(node, 1)?, self.input(node, 2)?);
+                let (codes, scales) = (self.input(node, 1)?, self.scales(node)?);
                 if !matches!(bits, 4 | 8) || block == 0 || !block.is_multiple_of(2) {
                     return Err(missing());
                 }
@@ -152,6 +160,30 @@ impl ServedWeights {
         let name = node.input.get(index);
         let found = name.and_then(|name| self.graph.initializer.iter().find(|tensor| tensor.name == *name));
         found.ok_or_else(|| self.wrong(format!("input {index} of the node {} is not a weight", node.name)))
+    }
+
+    /// The scales of a quantized matrix, which may be stored in 16 bits, cast and multiplied by a number.
+    fn scales(&self, node: &Node) -> Result<StoredScales<'_>, UnmergedError> {
+        let found = self.input(node, 2);
+        if let Ok(tensor) = found {
+            return Ok(StoredScales { tensor, factor: 1.0 });
+        }
+        let cast = || {
+            let product = self.producer(node.input.get(2)?, "Mul")?;
+            let factor = self.input(product, 1).ok().filter(|factor| factor.dims.is_empty())?;
+            let factor = f32::from_le_bytes(<[u8; 4]>::try_from(&*factor.raw_data).ok()?);
+            let tensor = self.input(self.producer(product.input.first()?, "Cast")?, 0).ok()?;
+            Some(StoredScales { tensor, factor })
+        };
+        cast().map_or_else(|| found.map(|tensor| StoredScales { tensor, factor: 1.0 }), Ok)
+    }
+
+    /// The node of type `op_type` that computes `value`.
+    fn producer(&self, value: &str, op_type: &str) -> Option<&Node> {
+        self.graph
+            .node
+            .iter()
+            .find(|node| node.op_type == op_type && node.output.iter().any(|output| output == value))
     }
 
     fn wrong(&self, message: String) -> UnmergedError {
@@ -252,13 +284,14 @@ impl ServedMatrix<'_> {
     fn quantized(
         &self,
         rows: Range<usize>,
-        (codes, scales, zero_points): (&Tensor, &Tensor, Option<&Tensor>),
+        (codes, scales, zero_points): (&Tensor, StoredScales, Option<&Tensor>),
         [bits, block]: [usize; 2],
     ) -> Result<Vec<f32>, UnmergedError> {
         let blocks = self.depth.div_ceil(block);
         let row_bytes = blocks * block * bits / 8;
         let bytes = self.weights.bytes(&self.file, codes, rows.start * row_bytes..rows.end * row_bytes)?;
-        let scales = self.weights.floats(&self.file, scales, rows.start * blocks..rows.end * blocks)?;
+        let StoredScales { tensor, factor } = scales;
+        let scales = self.weights.floats(&self.file, tensor, rows.start * blocks..rows.end * blocks)?;
         let zero_bytes = (blocks * bits).div_ceil(8);
         let zeros = zero_points.map(|zeros| {
             self.weights.bytes(&self.file, zeros, rows.start * zero_bytes..rows.end * zero_bytes)
@@ -276,7 +309,7 @@ impl ServedMatrix<'_> {
                 let zero = zeros
                     .as_ref()
                     .map_or(middle, |zeros| code(&zeros[row * zero_bytes..][..zero_bytes], at / block));
-                weights.push((code(of_row, at) - zero) * scales[row * blocks + at / block]);
+                weights.push((code(of_row, at) - zero) * scales[row * blocks + at / block] * factor);
             }
         }
         Ok(weights)
