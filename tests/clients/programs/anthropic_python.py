@@ -5,7 +5,7 @@ import sys
 import anthropic
 
 URL, MODEL = sys.argv[1:]
-QUESTION = {"role": "user", "content": "What is the capital of France?"}
+QUESTION = {"role": "user", "content": "What is the capital city of France?"}
 TOOL = {"name": "capital", "description": "Looks up a capital", "input_schema": {
     "type": "object", "properties": {"country": {"enum": ["France", "Italy"]}}, "required": ["country"]}}
 client = anthropic.Anthropic(base_url=URL, api_key="none")

@@ -12,5 +12,5 @@ name = "eka"
 base_url = "$url/v1"
 wire_api = "responses"
 EOF
-codex exec --skip-git-repo-check --sandbox read-only 'What is the capital of France?' </dev/null 2>&1 | tee answer
+codex exec --skip-git-repo-check --sandbox read-only 'What is the capital city of France?' </dev/null 2>&1 | tee answer
 ! grep -Eiq 'error|unexpected status' answer

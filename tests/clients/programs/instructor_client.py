@@ -17,6 +17,6 @@ class City(BaseModel):
 
 for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
     client = instructor.from_openai(openai.OpenAI(base_url=f"{URL}/v1", api_key="none"), mode=mode)
-    question = [{"role": "user", "content": 'What is the capital of France?'}]
+    question = [{"role": "user", "content": 'What is the capital city of France?'}]
     answer = client.chat.completions.create(model=MODEL, messages=question, response_model=City, max_tokens=120, temperature=0)
     assert answer.city, (mode, answer)

@@ -9,7 +9,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 URL, MODEL = sys.argv[1:]
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital city of France?"
 
 
 class City(BaseModel):

@@ -32,7 +32,7 @@ try:
         except (urllib.error.URLError, TimeoutError):
             continue
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none")
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": "What is the capital city of France?"}]
     answer = client.chat.completions.create(model="small", messages=messages, temperature=0)
     assert "Paris" in answer.choices[0].message.content, answer
     stream = client.chat.completions.create(model="small", messages=messages, temperature=0, stream=True)

@@ -5,7 +5,7 @@ import sys
 import litellm
 
 URL, MODEL = sys.argv[1:]
-messages = [{"role": "user", "content": "What is the capital of France?"}]
+messages = [{"role": "user", "content": "What is the capital city of France?"}]
 for provider, base in (("hosted_vllm", f"{URL}/v1"), ("openai", f"{URL}/v1"), ("anthropic", URL), ("ollama_chat", URL)):
     request = {"model": f"{provider}/{MODEL}", "api_base": base, "api_key": "none", "messages": messages, "temperature": 0, "max_tokens": 40}
     answer = litellm.completion(**request)

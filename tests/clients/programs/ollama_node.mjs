@@ -4,7 +4,7 @@ import { Ollama } from 'ollama';
 
 const [url, model] = process.argv.slice(2);
 const client = new Ollama({ host: url });
-const messages = [{ role: 'user', content: 'What is the capital of France?' }];
+const messages = [{ role: 'user', content: 'What is the capital city of France?' }];
 const options = { temperature: 0, num_predict: 40 };
 
 const answer = await client.chat({ model, messages, options });

@@ -6,7 +6,7 @@ import ollama
 
 URL, MODEL = sys.argv[1:]
 client = ollama.Client(host=URL)
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital city of France?"}]
 GREEDY = {"temperature": 0, "num_predict": 40}
 
 
@@ -25,7 +25,7 @@ answer = client.chat(MODEL, QUESTION, options=GREEDY)
 assert "Paris" in answer.message.content, answer
 text = "".join(part.message.content for part in client.chat(MODEL, QUESTION, options=GREEDY, stream=True))
 assert "Paris" in text, text
-answer = client.generate(MODEL, "What is the capital of France?", options=GREEDY)
+answer = client.generate(MODEL, "What is the capital city of France?", options=GREEDY)
 assert "Paris" in answer.response, answer
 schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
 answer = client.chat(MODEL, QUESTION, options=GREEDY, format=schema)

@@ -20,7 +20,7 @@ for kind in (OpenAIChatCompletionsModel, OpenAIResponsesModel):
     model = kind(model=MODEL, openai_client=AsyncOpenAI(base_url=f"{URL}/v1", api_key="none"))
     settings = ModelSettings(temperature=0, max_tokens=80)
     agent = Agent(name="guide", instructions="Answer briefly.", model=model, model_settings=settings)
-    assert "Paris" in Runner.run_sync(agent, "What is the capital of France?").final_output
+    assert "Paris" in Runner.run_sync(agent, "Tell me the capital of France.").final_output
     forced = ModelSettings(temperature=0, max_tokens=80, tool_choice="required", parallel_tool_calls=False)
     agent = Agent(name="guide", model=model, model_settings=forced, tools=[capital], tool_use_behavior="stop_on_first_tool")
-    assert Runner.run_sync(agent, "What is the capital of France?").final_output == "Paris"
+    assert Runner.run_sync(agent, "Tell me the capital of France.").final_output == "Paris"

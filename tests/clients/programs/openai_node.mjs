@@ -4,7 +4,7 @@ import OpenAI from 'openai';
 
 const [url, model] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none' });
-const messages = [{ role: 'user', content: 'What is the capital of France?' }];
+const messages = [{ role: 'user', content: 'What is the capital city of France?' }];
 
 const answer = await client.chat.completions.create({ model, messages, temperature: 0 });
 assert.match(answer.choices[0].message.content, /Paris/);
@@ -20,5 +20,5 @@ const tools = [{ type: 'function', function: { name: 'weather', parameters } }];
 const called = await client.chat.completions.create({ model, messages, tools, tool_choice: 'required', temperature: 0 });
 assert.equal(called.choices[0].message.tool_calls[0].function.name, 'weather');
 
-const response = await client.responses.create({ model, input: 'What is the capital of France?', temperature: 0 });
+const response = await client.responses.create({ model, input: 'What is the capital city of France?', temperature: 0 });
 assert.match(response.output_text, /Paris/);

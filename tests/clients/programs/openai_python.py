@@ -6,7 +6,7 @@ import openai
 from pydantic import BaseModel
 
 URL, MODEL = sys.argv[1:]
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital city of France?"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}}}
 
@@ -37,5 +37,5 @@ assert isinstance(answer.choices[0].message.parsed, City), answer
 answer = client.completions.create(model=MODEL, prompt="1, 2, 3, 4, 5,", max_tokens=4, temperature=0)
 assert "6" in answer.choices[0].text, answer
 
-answer = client.responses.create(model=MODEL, input="What is the capital of France?", temperature=0)
+answer = client.responses.create(model=MODEL, input="What is the capital city of France?", temperature=0)
 assert "Paris" in answer.output_text, answer

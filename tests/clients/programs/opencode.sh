@@ -6,5 +6,5 @@ cat >opencode.json <<EOF
   "models": {"$model": {"name": "small", "limit": {"context": 8192, "output": 400}}}}},
  "model": "eka/$model", "small_model": "eka/$model", "autoupdate": false, "share": "disabled"}
 EOF
-opencode run --model "eka/$model" 'What is the capital of France?' </dev/null 2>&1 | tee answer
+opencode run --model "eka/$model" 'What is the capital city of France?' </dev/null 2>&1 | tee answer
 ! grep -Eiq 'error' answer

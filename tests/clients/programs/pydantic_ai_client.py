@@ -9,7 +9,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 URL, MODEL = sys.argv[1:]
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital city of France?"
 SETTINGS = {"temperature": 0, "max_tokens": 80}
 
 

@@ -18,7 +18,7 @@ def capital(country: str) -> str:
 
 
 model = OpenAIServerModel(model_id=MODEL, api_base=f"{URL}/v1", api_key="none", temperature=0, max_tokens=80)
-question = [ChatMessage(role="user", content=[{"type": "text", "text": "What is the capital of France?"}])]
+question = [ChatMessage(role="user", content=[{"type": "text", "text": "What is the capital city of France?"}])]
 assert "Paris" in model.generate(question).content
 assert "Paris" in "".join(delta.content or "" for delta in model.generate_stream(question))
 called = model.generate(question, tools_to_call_from=[capital])

@@ -7,7 +7,7 @@ import { Output, generateText, streamText, tool } from 'ai';
 import { z } from 'zod';
 
 const [url, name] = process.argv.slice(2);
-const prompt = 'What is the capital of France?';
+const prompt = 'What is the capital city of France?';
 const settings = { prompt, temperature: 0, maxOutputTokens: 60, maxRetries: 0 };
 const compatible = createOpenAICompatible({ name: 'eka', baseURL: `${url}/v1`, supportsStructuredOutputs: true })(name);
 const models = [
