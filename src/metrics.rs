@@ -90,6 +90,13 @@ pub struct AdapterLabel {
     pub adapter: String,
 }
 
+/// Label of requests to resume a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResumeLabel {
+    /// `resumed`; `not_found`, if the stream is unknown or forgotten; or `events_dropped`, if its events were too large to be kept.
+    pub outcome: &'static str,
+}
+
 /// Label of graph nodes: their execution provider.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Provider {
@@ -215,6 +222,12 @@ pub struct Metrics {
     pub model_load_seconds: PerDevice<Gauge<f64, AtomicU64>>,
     /// Requests with an adapter, by adapter.
     pub adapter_requests: Family<AdapterLabel, Counter>,
+    /// Requests to resume a stream, by outcome.
+    pub stream_resumes: Family<ResumeLabel, Counter>,
+    /// Streams whose client did not return in time.
+    pub streams_abandoned: Counter,
+    /// Memory of the events of streams that can be resumed, in bytes.
+    pub resumable_stream_bytes: Gauge,
     /// Prompts that were saved and restored.
     pub saved_prompts: Family<PromptFile, Counter>,
     /// Schemas and conversations processed by sandbox processes, by outcome.
@@ -295,6 +308,9 @@ impl Metrics {
             worker_exits: Family::default(),
             model_load_seconds: PerDevice::new(&devices),
             adapter_requests: Family::default(),
+            stream_resumes: Family::default(),
+            streams_abandoned: Counter::default(),
+            resumable_stream_bytes: Gauge::default(),
             saved_prompts: Family::default(),
             sandbox_tasks: Family::default(),
             sandbox_starts: Counter::default(),
@@ -356,6 +372,12 @@ impl Metrics {
         r.register_with_unit("model_load", help, Unit::Seconds, self.model_load_seconds.clone());
         let help = "Requests with an adapter, by adapter";
         r.register("adapter_requests", help, self.adapter_requests.clone());
+        let help = "Requests to resume a stream, by outcome";
+        r.register("stream_resumes", help, self.stream_resumes.clone());
+        let help = "Streams whose client did not return in time";
+        r.register("streams_abandoned", help, self.streams_abandoned.clone());
+        let help = "Memory of the events of streams that can be resumed";
+        r.register_with_unit("resumable_streams", help, Unit::Bytes, self.resumable_stream_bytes.clone());
         let help = "Prompts saved and restored, by action and outcome";
         r.register("saved_prompts", help, self.saved_prompts.clone());
         let help = "Schemas and conversations processed by sandbox processes, by kind and outcome";

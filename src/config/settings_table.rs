@@ -67,6 +67,11 @@ settings! {
         stored_responses_bytes: Bytes = 0, in 0..=1 << 40;
         /// Time after which a stored response is removed
         stored_responses_ttl_ms: Millis = 3_600_000, in 1000..=WEEK_MS;
+        /// Time for which a stream of events goes on without its client and can be resumed, also after its end; 0 ends the generation when
+        /// its client disconnects
+        resume_ms: Millis = 0, in 0..=3_600_000;
+        /// Memory for the events of streams that can be resumed, an eighth of it for each
+        resume_bytes: Bytes = 67_108_864, in 1 << 20..=1 << 40;
     }
 
     /// API keys

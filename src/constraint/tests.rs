@@ -438,7 +438,8 @@ fn calls_that_a_grammar_allows_are_read_as_calls_and_keep_their_schemas() {
                 let tools = ToolCallParserOptions { format, tools, single, opened: required };
                 let reasoning = ReasoningFormat::of(template);
                 let reasoning = reasoning.map(|format| ReasoningOptions { format, is_open: false });
-                let options = AnswerParserOptions { reasoning, tools: Some(tools), stop: Vec::new() };
+                let options =
+                    AnswerParserOptions { reasoning, tools: Some(tools), ..AnswerParserOptions::default() };
                 let mut reader = AnswerParser::new(options);
                 let text = model.text_so_far(&answer);
                 let mut delta = reader.push(&text);

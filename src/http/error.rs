@@ -90,6 +90,18 @@ pub(crate) enum ApiError {
         "no response {id:?} is stored, or no longer; responses are stored if server.stored_responses_bytes is set"
     )]
     ResponseNotFound { id: String },
+    #[error("no stream {id:?} can be resumed here: {}", of_stream(*window))]
+    StreamNotFound { id: String, window: Duration },
+    #[error(
+        "the events after {after} are no longer kept; the first one that is has the number {first}. Send the request again, or \
+         raise server.resume_bytes"
+    )]
+    StreamEventsDropped { after: u64, first: u64 },
+    #[error(
+        "the stream was ended, because its client was away and its events took too much memory (server.resume_bytes); send the \
+         request again"
+    )]
+    StreamTooLong,
     #[error("no node {name:?} reports to this gateway; GET /v1/slot lists all nodes")]
     NodeNotFound { name: String },
     #[error("no model {asked:?}; available models: {served}")]
@@ -164,6 +176,9 @@ impl ApiError {
             Self::Field(field) => (S::BAD_REQUEST, field.code()),
             Self::SavedPromptNotFound { .. } => (S::NOT_FOUND, "saved_prompt_not_found"),
             Self::ResponseNotFound { .. } => (S::NOT_FOUND, "response_not_found"),
+            Self::StreamNotFound { .. } => (S::NOT_FOUND, "stream_not_found"),
+            Self::StreamEventsDropped { .. } => (S::GONE, "stream_events_dropped"),
+            Self::StreamTooLong => (S::INSUFFICIENT_STORAGE, "stream_too_long"),
             Self::NodeNotFound { .. } => (S::NOT_FOUND, "node_not_found"),
             Self::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
             Self::AdapterNotFound { .. } => (S::NOT_FOUND, "adapter_not_found"),
@@ -400,6 +415,17 @@ fn failure_row(failure: &Failure) -> (StatusCode, &'static str) {
         Failure::Deadline { .. } => (S::GATEWAY_TIMEOUT, "deadline_exceeded"),
         Failure::ShuttingDown => (S::SERVICE_UNAVAILABLE, "shutting_down"),
     }
+}
+
+/// Why a stream is not found, for a message.
+fn of_stream(window: Duration) -> String {
+    if window.is_zero() {
+        return "streams are not kept, because server.resume_ms is 0; send the request again".into();
+    }
+    let ms = window.as_millis();
+    format!(
+        "it is unknown here, or it ended or lost its client more than {ms} ms ago (server.resume_ms); send the request again"
+    )
 }
 
 /// The adapters of a model, for a message.

@@ -35,7 +35,7 @@
 //! | files of saved prompts, manifests of adapters | the speed of the disk | blocking thread pool |
 //!
 //! When a client disconnects, actix-web drops its handler or stream, and with it the completion stream and the executor's
-//! ticket, which cancels the job.
+//! ticket, which cancels the job. A stream that can be resumed (`server.resume_ms`) waits for its client first.
 
 mod adapter_registry;
 mod body_memory;
@@ -53,9 +53,12 @@ mod model_registry;
 mod offload;
 mod openapi;
 mod prometheus_text;
+mod random_id;
 mod request;
+mod resumable;
 mod rfc3339;
 mod route;
+mod route_errors;
 mod route_info;
 mod routes;
 mod server;

@@ -9,20 +9,23 @@ use utoipa::openapi::schema::Type;
 use super::{
     error_shape::ErrorShape,
     formats::{
-        AnthropicMessage, ApiFormat, Chat, ChatCompletion, ChatCompletionChunk, Completion, Completions,
-        CountedTokens, GenerateLite, Generated, GeneratedDelta, MessageEvent, Messages, OllamaChat,
-        OllamaChatAnswer, OllamaGenerate, OllamaGenerated, Response, ResponseEvent, Responses,
+        AnthropicMessage, ApiFormat, Chat, ChatCompletion, ChatCompletionChunk, Completion, CompletionRoute,
+        Completions, CountedTokens, GenerateLite, Generated, GeneratedDelta, InfillRoute, LlamaCompletion,
+        LlamaCompletions, LlamaFormat, MessageEvent, Messages, OllamaChat, OllamaChatAnswer, OllamaGenerate,
+        OllamaGenerated, Response, ResponseEvent, Responses,
     },
     handlers::{
         adapters::{self, ScannedAdapters},
         admin::{self, CommandAnswer, Draining, DrainingNode, LogLevel},
         embeddings::{self, EmbeddingList, OllamaEmbedding, OllamaEmbeddings, Reranked},
         generate::{count_tokens, generate},
-        health::{self, Status, Version},
+        health::{self, Load, Status, Version},
+        llama_cpp::{self, LlamaProps, LlamaSlot},
         models::{self, Model, ModelList},
         ollama::{self, OllamaModels, OllamaRunning, OllamaShown, OllamaVersion},
         pages,
         prompt_cache::{self, CacheAnswer, SavedPromptList},
+        resume::{self, DeletedStream},
         slot::{self, Slot},
         stored_responses::{self, DeletedResponse},
         tokenize::{self, Detokenized, RenderedPrompt, Tokenized, TokenizerInfo},
@@ -33,6 +36,10 @@ use super::{
         OllamaGenerateRequest, RerankRequest, ResponseCall, ShowRequest, TokenizeRequest,
     },
     route::{Example, Route},
+    route_errors::{
+        BODY_ERRORS, CACHE_ERRORS, EMBEDDING_ERRORS, KEY_ERRORS, NO_MODEL, NO_RESPONSE, NO_STREAM,
+        WORKER_ERRORS,
+    },
     route_info::{Access, NO_ROUTE, RouteInfo},
 };
 
@@ -40,58 +47,13 @@ const GET: Method = Method::GET;
 const POST: Method = Method::POST;
 const DELETE: Method = Method::DELETE;
 
-/// Errors of every route except the probes: authentication, origin and host checks, rate limits.
-const KEY_ERRORS: &[(u16, &str)] = &[
-    (401, "The API key is missing or unknown."),
-    (403, "The key, the page's origin or the address is not allowed to do this."),
-    (
-        429,
-        "The rate limit of the address or the key is exceeded, or the server compiles too many schemas or templates; see `Retry-After`.",
-    ),
-];
-
-const NO_RESPONSE: (u16, &str) = (404, "The response is not stored, or no longer.");
-
-const NO_MODEL: (u16, &str) = (404, "The model was not found.");
-
-const INTERNAL: (u16, &str) = (500, "Internal error; the log of the server has the details.");
-
-/// Errors of every route with a body.
-const BODY_ERRORS: &[(u16, &str)] = &[
-    (400, "The request is invalid; `error.param` names the field."),
-    NO_MODEL,
-    (408, "The body did not arrive in time."),
-    (415, "`Content-Type` is not `application/json`, or `Content-Encoding` is neither gzip nor identity."),
-    (
-        413,
-        "The body is larger than `server.body_limit_bytes`, or the device has too little memory for the request.",
-    ),
-    INTERNAL,
-    (501, "The model's chat template uses an unsupported feature."),
-];
-
-/// Errors of every route that needs a worker.
-const WORKER_ERRORS: &[(u16, &str)] = &[
-    (429, "The queue is full, or a rate limit is exceeded; see `Retry-After`."),
-    (502, "Two workers were lost during this request."),
-    (503, "No worker is ready; see `Retry-After`."),
-    (504, "The request waited or ran for longer than its time limit."),
-    INTERNAL,
-];
-
-/// Errors of embeddings only.
-const EMBEDDING_ERRORS: &[(u16, &str)] = &[(501, "The model gives no embeddings here.")];
-
-/// Errors of `POST /admin/cache` only.
-const CACHE_ERRORS: &[(u16, &str)] =
-    &[(409, "The file is damaged, or was saved for another model or cache type, or memory is too short.")];
-
 /// Every route.
 pub(crate) static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
     let tags = [
         ("openai", openai()),
         ("anthropic", anthropic()),
         ("ollama", ollama()),
+        ("llama.cpp", llama_server()),
         ("eka", eka()),
         ("texts", texts()),
         ("admin", admin()),
@@ -266,6 +228,30 @@ fn ollama() -> Vec<Route> {
     routes.into_iter().chain(refused).collect()
 }
 
+/// Routes of llama-server that no other server has.
+fn llama_server() -> Vec<Route> {
+    let prompt = json!({ "prompt": "Good morning", "n_predict": 8 });
+    let probs = json!({ "prompt": ["Good morning", "Good night"], "n_predict": 4, "n_probs": 2, "seed": 7 });
+    let stream = "A stream has `LlamaCompletion` events; the last one of each answer has `\"stop\": true`.";
+    vec![
+        generating::<LlamaFormat<CompletionRoute>>(
+            "llama-server's completions",
+            [("prompt", "A prompt", prompt), ("probabilities", "Two prompts, with probabilities", probs)],
+        )
+        .details(stream)
+        .answers_or_streams::<LlamaCompletions<'_>, LlamaCompletion<'_>>("The answer."),
+        generating::<LlamaFormat<InfillRoute>>("The text between two others, as in llama-server", [])
+            .details(stream)
+            .answers_or_streams::<LlamaCompletions<'_>, LlamaCompletion<'_>>("The answer."),
+        Route::new(GET, "/props", "llama-server's properties of the default model", llama_cpp::props)
+            .access(Access::Unmetered)
+            .answers::<LlamaProps<'_>>("The properties."),
+        Route::new(GET, "/slots", "llama-server's list of slots", llama_cpp::slots)
+            .access(Access::Unmetered)
+            .answers::<Vec<LlamaSlot>>("The slots."),
+    ]
+}
+
 fn eka() -> Vec<Route> {
     vec![
         generate_lite(),
@@ -275,6 +261,22 @@ fn eka() -> Vec<Route> {
                 "Request ids and key names are shown to admin keys, and to the key of the request itself.",
             )
             .answers::<Slot>("The state."),
+        Route::new(GET, "/v1/streams/{id}", "Resume a stream whose connection was lost", resume::read)
+            .details(
+                "With the header `Last-Event-ID`, or `?resume=` and its value, the stream goes on after that event; the route that \
+                 started the stream takes them too. Needs `server.resume_ms`.",
+            )
+            .parameter("id", "The id of the stream, from the header `x-eka-stream-id` of its answer.")
+            .answers_raw("text/event-stream", Type::String, "The rest of the stream.")
+            .errors(&[
+                (400, "The stream has not had such an event."),
+                NO_STREAM,
+                (410, "Events after the last one that the client has are no longer kept."),
+            ]),
+        Route::new(DELETE, "/v1/streams/{id}", "End a stream and its generation", resume::delete)
+            .parameter("id", "The id of the stream.")
+            .answers::<DeletedStream>("The stream has ended.")
+            .errors(&[NO_STREAM]),
     ]
 }
 
@@ -477,6 +479,17 @@ fn operation() -> Vec<Route> {
             .access(Access::Probe)
             .answers::<Status>("A worker is ready.")
             .errors(&[(503, "No worker is ready; see `Retry-After`.")]),
+        Route::new(GET, "/ping", "200 while a worker is ready, as in vLLM", health::health)
+            .access(Access::Probe)
+            .answers::<Status>("A worker is ready.")
+            .errors(&[(503, "No worker is ready; see `Retry-After`.")]),
+        Route::new(POST, "/ping", "200 while a worker is ready, as in vLLM", health::health)
+            .access(Access::Probe)
+            .answers::<Status>("A worker is ready.")
+            .errors(&[(503, "No worker is ready; see `Retry-After`.")]),
+        Route::new(GET, "/load", "The number of requests that run or wait, as in vLLM", health::load)
+            .access(Access::Unmetered)
+            .answers::<Load>("The number."),
         Route::new(GET, "/version", "The version of the server", health::version)
             .answers::<Version>("The version."),
         Route::new(

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     body_memory::BodyMemory, error::ApiError, model_registry::ModelRegistry, offload::Offload,
-    stored_responses::StoredResponses, tls::Tls,
+    resumable::ResumableStreams, stored_responses::StoredResponses, tls::Tls,
 };
 use crate::{
     auth::AccessControl,
@@ -87,6 +87,10 @@ pub struct Settings {
     pub stored_responses: Bytes,
     /// How long a response is stored.
     pub stored_responses_lifetime: Duration,
+    /// How long a stream can be resumed; 0 keeps no streams.
+    pub resume_window: Duration,
+    /// Memory for the events of streams that can be resumed.
+    pub resume_memory: Bytes,
 }
 
 impl From<&Config> for Settings {
@@ -111,6 +115,8 @@ impl From<&Config> for Settings {
             prefix_cache_shared: engine.prefix_cache_shared,
             stored_responses: server.stored_responses_bytes,
             stored_responses_lifetime: server.stored_responses_ttl_ms.into(),
+            resume_window: server.resume_ms.into(),
+            resume_memory: server.resume_bytes,
         }
     }
 }
@@ -150,6 +156,7 @@ pub struct AppState {
     pub(crate) offload: Offload,
     pub(crate) body_memory: BodyMemory,
     pub(crate) stored_responses: StoredResponses,
+    pub(crate) resumable: ResumableStreams,
     /// Whether a worker has ever been ready.
     pub(crate) was_ready: Arc<AtomicBool>,
 }
@@ -168,6 +175,8 @@ impl AppState {
         let body_memory = BodyMemory::new(settings.body_memory);
         let stored_responses =
             StoredResponses::new(settings.stored_responses, settings.stored_responses_lifetime);
+        let resumable =
+            ResumableStreams::new(settings.resume_window, settings.resume_memory, Arc::clone(&metrics));
         Self {
             models: models.into(),
             executor,
@@ -189,6 +198,7 @@ impl AppState {
             offload: Offload::default(),
             body_memory,
             stored_responses,
+            resumable,
             was_ready: Arc::default(),
         }
     }

@@ -23,6 +23,8 @@ pub struct AnswerParserOptions {
     pub tools: Option<ToolCallParserOptions>,
     /// The content ends before any of these; empty ones never match.
     pub stop: Vec<String>,
+    /// Whether the content has the stop string that ends it.
+    pub includes_stop: bool,
 }
 
 /// How a model writes its reasoning.
@@ -40,6 +42,7 @@ pub struct AnswerParser {
     reasoning: Option<ReasoningParser>,
     tools: Option<ToolCallParser>,
     stops: StopStrings,
+    includes_stop: bool,
     is_stopped: bool,
 }
 
@@ -62,7 +65,13 @@ impl AnswerParser {
             ReasoningParser::new(format, is_open && call.is_empty(), call)
         });
         let stops = StopStrings::new(options.stop);
-        Self { reasoning, tools: options.tools.map(ToolCallParser::new), stops, is_stopped: false }
+        Self {
+            reasoning,
+            tools: options.tools.map(ToolCallParser::new),
+            stops,
+            includes_stop: options.includes_stop,
+            is_stopped: false,
+        }
     }
 
     /// Separates the next text.
@@ -146,6 +155,9 @@ impl AnswerParser {
         let chunk = self.stops.push(&delta.content);
         self.is_stopped = chunk.stopped;
         let mut content = chunk.text;
+        if chunk.stopped && self.includes_stop {
+            content += self.stops.found().unwrap_or_default();
+        }
         // A stop string does not reach across a call.
         let calls = if chunk.stopped { Vec::new() } else { delta.calls };
         if !calls.is_empty() {
@@ -171,7 +183,7 @@ mod tests {
         };
         let format = ReasoningFormat::of("<think>").unwrap();
         let reasoning = Some(ReasoningOptions { format, is_open: false });
-        AnswerParserOptions { reasoning, tools: Some(tools), stop: vec![stop.into()] }
+        AnswerParserOptions { reasoning, tools: Some(tools), stop: vec![stop.into()], includes_stop: false }
     }
 
     fn parse(options: &AnswerParserOptions, text: &str) -> (AnswerDelta, bool) {
@@ -194,6 +206,8 @@ mod tests {
             ("the END", "Look. The ", true)
         );
         assert_eq!(answer.calls[0].arguments, "{\"a\": \"END\"}");
+        let included = AnswerParserOptions { includes_stop: true, ..options("END") };
+        assert_eq!(parse(&included, "Look. The END of it").0.content, "Look. The END");
         let (answer, is_over) = parse(&options("END"), &format!("EN{call}D"));
         assert_eq!((answer.content.as_str(), is_over), ("END", false));
     }

@@ -108,7 +108,8 @@ fn calls_of_every_format_are_read_at_every_cut_and_rendered_again_as_the_same_by
                 let tools = ToolCallParserOptions { format, tools, single: false, opened: false };
                 let reasoning = ReasoningFormat::of(source);
                 let reasoning = reasoning.map(|format| ReasoningOptions { format, is_open: false });
-                let options = AnswerParserOptions { reasoning, tools: Some(tools), stop: Vec::new() };
+                let options =
+                    AnswerParserOptions { reasoning, tools: Some(tools), ..AnswerParserOptions::default() };
                 for (cut, _) in answer.char_indices() {
                     let mut parser = AnswerParser::new(options.clone());
                     let mut delta = parser.push(&answer[..cut]);

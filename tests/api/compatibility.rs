@@ -3,7 +3,7 @@
 use eka::config::UnknownFields;
 use serde_json::{Map, Value, json};
 
-use crate::support::server::{Server, ServerOptions, VOCABULARY, events};
+use crate::support::server::{ANSWER, CONTEXT_LENGTH, Server, ServerOptions, VOCABULARY, events};
 
 const NATIVE: &str = "/generate-lite";
 const COMPLETIONS: &str = "/v1/completions";
@@ -58,7 +58,6 @@ async fn null_means_absent_for_every_field_also_nested() {
         json!({ "tools": [{ "type": "function", "function": function, "new": null }] }),
         json!({ "response_format": { "type": "text", "json_schema": null } }),
         json!({ "logprobs": null, "top_logprobs": null, "n": null, "reasoning_effort": null, "reasoning": { "effort": null } }),
-        json!({ "stream_options": { "include_usage": null, "include_obfuscation": null, "new": null } }),
     ] {
         accepted(&server, CHAT, &fields).await;
     }
@@ -128,7 +127,7 @@ fn off_everywhere() -> Value {
         "kv_transfer_params": null, "ebnf": null, "no_stop_trim": false, "separate_reasoning": true, "rid": "abc",
         "custom_params": null, "seed": -1, "watermark": false, "do_sample": true, "think": false, "options": {}, "format": "",
         "user": "u", "store": false, "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
-        "metadata": { "a": "b" }, "verbosity": "low", "speculative.n_max": 16, "stream_options": {},
+        "metadata": { "a": "b" }, "verbosity": "low", "speculative.n_max": 16,
         "n": 1.0, "logprobs": null, "tools": [], "tool_choice": "none", "parallel_tool_calls": true, "grammar": "",
         "num_beams": 1, "bad_words_ids": [], "extra_body": {}, "safe_prompt": false, "thinking": { "type": "disabled" },
         "usage": { "include": true }, "provider": {}
@@ -274,4 +273,80 @@ async fn ids_have_openais_format_and_are_unique() {
     let (documents, _) = events(&server.stream(CHAT, &request(CHAT, &tools)).await);
     let ids: Vec<&Value> = documents.iter().map(|document| &document["id"]).collect();
     assert!(ids.iter().all(|id| **id == *ids[0]), "one id for a whole stream");
+}
+
+#[tokio::test]
+async fn stream_options_need_a_stream() {
+    let server = Server::start(ServerOptions::default());
+    let options =
+        json!({ "stream_options": { "include_usage": null, "include_obfuscation": null, "new": null } });
+    for route in [NATIVE, COMPLETIONS, CHAT] {
+        let (status, answer) = server.ask(route, &request(route, &options)).await;
+        assert_eq!((status, &answer["error"]["param"]), (400, &json!("stream_options")), "{route}: {answer}");
+        let mut streamed = request(route, &options);
+        streamed["stream"] = json!(true);
+        assert!(events(&server.stream(route, &streamed).await).1, "{route}");
+    }
+}
+
+#[tokio::test]
+async fn the_answer_has_its_stop_string_on_request() {
+    let server = Server::start(ServerOptions::default());
+    let stop = ANSWER.split(' ').nth(1).unwrap();
+    let before = &ANSWER[..ANSWER.find(stop).unwrap()];
+    for (included, expected) in [(false, before.to_owned()), (true, format!("{before}{stop}"))] {
+        let fields = json!({ "stop": stop, "include_stop_str_in_output": included, "max_tokens": 20 });
+        let answer = accepted(&server, COMPLETIONS, &fields).await;
+        assert_eq!(answer["choices"][0]["text"], json!(expected));
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+        let mut streamed = request(COMPLETIONS, &fields);
+        streamed["stream"] = json!(true);
+        let (events, _) = events(&server.stream(COMPLETIONS, &streamed).await);
+        let text: String = events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect();
+        assert_eq!(text, expected);
+    }
+}
+
+#[tokio::test]
+async fn the_last_tokens_of_a_prompt_are_kept_on_request() {
+    let server = Server::start(ServerOptions::default());
+    let long = "hello ".repeat(2_000);
+    for prompt in [json!(long), json!(vec![40; 2_000])] {
+        for (keep, kept) in [(json!(7), 7), (json!(-1), CONTEXT_LENGTH - 4)] {
+            let fields = json!({ "prompt": prompt, "truncate_prompt_tokens": keep });
+            let answer = accepted(&server, COMPLETIONS, &fields).await;
+            assert_eq!(answer["usage"]["prompt_tokens"], kept);
+        }
+    }
+    let ids = json!({ "prompt": [40, 41, 42, 43], "truncate_prompt_tokens": 2 });
+    accepted(&server, COMPLETIONS, &ids).await;
+    assert_eq!(server.last_job().prompt, [42, 43]);
+    let mut right = ids.clone();
+    right["truncation_side"] = json!("right");
+    accepted(&server, COMPLETIONS, &right).await;
+    assert_eq!(server.last_job().prompt, [40, 41]);
+    for (keep, code) in
+        [(json!(0), "invalid_value"), (json!(-2), "invalid_value"), (json!("a"), "invalid_type")]
+    {
+        let fields = request(COMPLETIONS, &json!({ "truncate_prompt_tokens": keep }));
+        let (status, answer) = server.ask(COMPLETIONS, &fields).await;
+        assert_eq!((status, &answer["error"]["code"]), (400, &json!(code)), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_a_chat_begins_with_the_message_that_it_continues_on_request() {
+    let server = Server::start(ServerOptions::default());
+    let begun =
+        json!([{ "role": "user", "content": "hello" }, { "role": "assistant", "content": "I say: " }]);
+    let content = async |fields: Value| {
+        let answer = accepted(&server, CHAT, &fields).await;
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let fields = json!({ "messages": begun, "continue_final_message": true, "max_tokens": 20 });
+    let mut echoed = fields.clone();
+    echoed["echo"] = json!(true);
+    assert_eq!(content(echoed).await, format!("I say: {}", content(fields).await));
+    let question = content(json!({ "echo": true, "max_tokens": 20 })).await;
+    assert_eq!(question, ANSWER, "a message of the user is not repeated");
 }

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import {
-  MAX_BYTES, PATIENCE, SLOW, TAMIL, URDU, answered, ask, end, findings, greedy, isReady, lastAnswer, post, press, scratch, serve, shoot, smallTargets, until, view, visit, watchState, workerOf,
+  MAX_BYTES, PATIENCE, SLOW, TAMIL, URDU, answered, ask, end, findings, greedy, isReady, lastAnswer, post, press, relay, scratch, serve, shoot, smallTargets, until, view, visit, watchState, workerOf,
 } from "./support.js";
 
 export const checks = {
@@ -245,6 +245,30 @@ export const checks = {
     await shoot(page, "fleet");
     assert.deepEqual(seen.errors, []);
     await close();
+    await end(server);
+  },
+
+  async "an answer whose connection was lost goes on where it stopped, and stop ends it at the server"(browser) {
+    const server = await serve("--faults", "slow=120@decode:1", "--set", "server.resume_ms=60000");
+    const line = await relay(server);
+    const { page, close } = await visit(browser, line);
+    await isReady(page);
+    await greedy(page);
+    await ask(page, URDU);
+    const words = lastAnswer(page).locator(".words");
+    await until("some of the answer", async () => (await words.innerText()).trim());
+    line.cut();
+    const { text, facts } = await answered(page);
+    assert.equal(text.trim(), "میں ایک کتاب پڑھ رہا ہوں۔");
+    assert.doesNotMatch(facts, /connection lost/);
+    const { requests } = await (await fetch(`${server.url}/v1/slot`)).json();
+    assert.deepEqual([requests.done, requests.cancelled], [1, 0]);
+    await ask(page, TAMIL);
+    await until("some of the answer", async () => (await lastAnswer(page).locator(".words").innerText()).trim());
+    await page.locator("#stop").click();
+    await until("a free slot", async () => !(await (await fetch(`${server.url}/v1/slot`)).json()).devices[0].running);
+    await close();
+    line.close();
     await end(server);
   },
 

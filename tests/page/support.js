@@ -5,6 +5,7 @@ import { mkdtempSync, mkdirSync, readFileSync, readdirSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createRequire } from "node:module";
+import { connect, createServer } from "node:net";
 
 export const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 export const { EKA, CHROMIUM } = process.env;
@@ -38,6 +39,22 @@ export async function serve(...more) {
 export async function end(server) {
   servers.delete(server);
   server.child.kill("SIGKILL");
+}
+
+/** An address that leads to a server; `cut` closes its connections. */
+export async function relay(server) {
+  const { port, hostname } = new URL(server.url);
+  const open = new Set();
+  const listener = createServer((client) => {
+    const onward = connect(Number(port), hostname);
+    for (const [from, to] of [[client, onward], [onward, client]]) {
+      open.add(from);
+      from.on("error", () => {}).on("close", () => { open.delete(from); to.destroy(); }).pipe(to);
+    }
+  });
+  await new Promise((ready) => listener.listen(0, "127.0.0.1", ready));
+  const cut = () => open.forEach((socket) => socket.destroy());
+  return { url: `http://127.0.0.1:${listener.address().port}`, cut, close: () => { cut(); listener.close(); } };
 }
 
 /** The child of a server that is its worker. */

@@ -491,3 +491,29 @@ async fn busy(program: &Program) -> bool {
     let metrics = program.metrics().await;
     metrics.contains("eka_slot_busy 1")
 }
+
+#[tokio::test]
+async fn a_stream_is_resumed_by_the_key_that_started_it_only() {
+    let options = ServerOptions { resume_window: Duration::from_secs(60), ..ServerOptions::default() };
+    let text = three_keys().replace("models = [\"else\"]\n", "");
+    let server = Server::start_with(options, |state| {
+        let rules = Rules { keys: keys(&text), ..Rules::default() };
+        state.access = Arc::new(AccessControl::new(rules));
+    });
+    let body = json!({ "prompt": "x", "stream": true });
+    let answer = server.post(NATIVE, &body).bearer_auth(ASHA).send().await.unwrap();
+    let id = answer.headers()["x-eka-stream-id"].to_str().unwrap().to_owned();
+    let url = format!("{}/v1/streams/{id}", server.url);
+    for (method, key, expected) in [
+        (Method::GET, OTHER, 404),
+        (Method::DELETE, OTHER, 404),
+        (Method::GET, ADMIN, 404),
+        (Method::GET, ASHA, 200),
+        (Method::DELETE, ASHA, 200),
+        (Method::GET, ASHA, 404),
+    ] {
+        let asked = server.client.request(method.clone(), &url).bearer_auth(key).send().await.unwrap();
+        assert_eq!(asked.status().as_u16(), expected, "{method} {key}");
+    }
+    assert_eq!(server.client.get(&url).send().await.unwrap().status(), 401);
+}

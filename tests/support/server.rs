@@ -66,6 +66,10 @@ pub(crate) struct ServerOptions {
     pub(crate) default_max_new: Option<usize>,
     /// Memory for stored responses.
     pub(crate) stored_responses: Bytes,
+    /// How long a stream can be resumed.
+    pub(crate) resume_window: Duration,
+    /// Memory for the events of streams that can be resumed.
+    pub(crate) resume_memory: Bytes,
 }
 
 impl Default for ServerOptions {
@@ -87,6 +91,8 @@ impl Default for ServerOptions {
             sampling_defaults: DefaultsFrom::Eka,
             default_max_new: Some(64),
             stored_responses: Bytes(0),
+            resume_window: Duration::ZERO,
+            resume_memory: Bytes::mib(1),
         }
     }
 }
@@ -148,6 +154,8 @@ impl Server {
             prefix_cache_shared: false,
             stored_responses: wish.stored_responses,
             stored_responses_lifetime: Duration::from_secs(60),
+            resume_window: wish.resume_window,
+            resume_memory: wish.resume_memory,
         };
         let mut state = AppState::new(text, executor.clone(), metrics.clone(), seen, settings);
         state.sandbox = Some(sandbox(&metrics));

@@ -275,7 +275,7 @@ impl ApiFormat for Chat {
 
     fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents) {
         if self.0.include_usage {
-            out.push(&self.chunk_without_choice(CompletionTail::usage(choices)));
+            out.push(&self.chunk_without_choice(CompletionTail::of(choices)));
         }
         out.push_done();
     }

@@ -126,7 +126,7 @@ impl ApiFormat for Completions {
 
     fn end(&mut self, choices: &[FinishedChoice], out: &mut SseEvents) {
         if self.0.include_usage {
-            out.push(&self.document(Vec::new(), CompletionTail::usage(choices)));
+            out.push(&self.document(Vec::new(), CompletionTail::of(choices)));
         }
         out.push_done();
     }

@@ -8,7 +8,6 @@ use utoipa::ToSchema;
 
 use super::{
     logprobs::ScoredToken,
-    response_id,
     sse::SseEvents,
     update::{Delta, FinishedChoice, Progress},
     usage::{CompletionTail, Timings},
@@ -16,7 +15,8 @@ use super::{
 use crate::{
     http::{
         error::ErrorBody,
-        request::{EchoedFields, GenerateRequest, TokenDetails},
+        random_id,
+        request::{EchoedFields, GenerateRequest, LlamaCppEcho, TokenDetails},
         stored_responses::ToStore,
     },
     job::{self, JobId},
@@ -38,11 +38,14 @@ pub(crate) trait ApiFormat: Send + 'static {
 
     /// The id of the answer. Only `/generate-lite` uses the job's id.
     fn id(_: JobId) -> String {
-        response_id::new(Self::ID_PREFIX)
+        random_id::new(Self::ID_PREFIX)
     }
 
     /// The content type of streams.
     const STREAM_TYPE: &'static str = "text/event-stream; charset=utf-8";
+
+    /// Whether streams are server-sent events, which can have ids.
+    const HAS_EVENTS: bool = true;
 
     /// Sent on a stream that has nothing to send, and while the model is loaded, which may take minutes. A write to a closed
     /// connection fails, and proxies keep an open one. Empty for formats whose clients read nothing else than answers.
@@ -105,6 +108,8 @@ pub(crate) struct ResponseMeta {
     pub(crate) prompt_tokens: usize,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
+    /// What an answer in llama-server's format repeats of its request.
+    pub(crate) llama_cpp: Option<Box<LlamaCppEcho>>,
     /// Where the answer is stored when it is complete, if it is.
     pub(crate) stored: Option<ToStore>,
 }

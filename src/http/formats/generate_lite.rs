@@ -7,12 +7,14 @@ use utoipa::ToSchema;
 
 use super::{
     format::{ApiFormat, ResponseMeta, to_json},
-    response_id,
     sse::SseEvents,
     update::{Delta, FinishReason, FinishedChoice, Progress},
     usage::{PromptProgress, RequestMemory, Timings, Usage},
 };
-use crate::{http::request::GenerateLiteRequest, job::JobId};
+use crate::{
+    http::{random_id, request::GenerateLiteRequest},
+    job::JobId,
+};
 
 /// An answer of `/generate-lite`; in a stream, its last event.
 #[derive(Serialize, ToSchema)]
@@ -64,7 +66,7 @@ impl ApiFormat for GenerateLite {
 
     /// With the job's number, in which order the queue took them: for tests of the queue and of faults.
     fn id(job: JobId) -> String {
-        format!("{}-{}", response_id::new(Self::ID_PREFIX), job.0)
+        format!("{}-{}", random_id::new(Self::ID_PREFIX), job.0)
     }
 
     fn new(meta: ResponseMeta) -> Self {

@@ -20,6 +20,8 @@ pub(crate) struct TokenLogprob {
     /// Null for tokens without bytes, such as special tokens.
     #[schema(required)]
     bytes: Option<Vec<u8>>,
+    #[serde(skip)]
+    id: u32,
 }
 
 /// A token with its log-probability and the most probable alternatives.
@@ -34,8 +36,8 @@ pub(crate) struct ScoredToken {
 }
 
 impl TokenLogprob {
-    fn new(TokenText { text, bytes }: TokenText, logprob: Option<f32>) -> Self {
-        Self { token: text, logprob: logprob.map(f64::from), bytes }
+    fn new(TokenText { text, bytes }: TokenText, id: u32, logprob: Option<f32>) -> Self {
+        Self { token: text, logprob: logprob.map(f64::from), bytes, id }
     }
 }
 
@@ -84,8 +86,40 @@ impl Scoring {
     }
 
     fn named(&self, token: TokenText, id: u32, logprob: Option<f32>) -> TokenLogprob {
-        let token = TokenLogprob::new(token, logprob);
+        let token = TokenLogprob::new(token, id, logprob);
         if self.names_ids { TokenLogprob { token: format!("token_id:{id}"), ..token } } else { token }
+    }
+}
+
+/// A token with its log-probability and the most probable alternatives, in llama-server's shape.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct TokenProbability<'a> {
+    id: u32,
+    token: &'a str,
+    /// Empty for tokens without bytes, such as special tokens.
+    bytes: &'a [u8],
+    logprob: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(no_recursion, value_type = Vec<Object>)]
+    top_logprobs: Vec<TokenProbability<'a>>,
+}
+
+impl<'a> From<&'a TokenLogprob> for TokenProbability<'a> {
+    fn from(token: &'a TokenLogprob) -> Self {
+        Self {
+            id: token.id,
+            token: &token.token,
+            bytes: token.bytes.as_deref().unwrap_or_default(),
+            logprob: token.logprob.unwrap_or_default(),
+            top_logprobs: Vec::new(),
+        }
+    }
+}
+
+impl<'a> From<&'a ScoredToken> for TokenProbability<'a> {
+    fn from(scored: &'a ScoredToken) -> Self {
+        let top_logprobs = scored.top_logprobs.iter().map(Self::from).collect();
+        Self { top_logprobs, ..Self::from(&scored.token) }
     }
 }
 

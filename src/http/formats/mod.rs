@@ -6,9 +6,9 @@ mod completion_stream;
 mod completions;
 mod format;
 mod generate_lite;
+mod llama_cpp;
 mod logprobs;
 mod ollama;
-mod response_id;
 mod responses;
 mod sse;
 mod token_ids;
@@ -22,6 +22,7 @@ pub(super) use self::{
     completions::{Completion, Completions},
     format::{ApiFormat, ResponseMeta, to_json},
     generate_lite::{GenerateLite, Generated, GeneratedDelta},
+    llama_cpp::{CompletionRoute, InfillRoute, LlamaCompletion, LlamaCompletions, LlamaFormat},
     ollama::{OllamaChat, OllamaChatAnswer, OllamaGenerate, OllamaGenerated},
     responses::{Response, ResponseEvent, Responses},
     sse::SseEvents,

@@ -229,6 +229,7 @@ impl<R: OllamaRoute> ApiFormat for OllamaFormat<R> {
     const ID_PREFIX: &'static str = R::ID_PREFIX;
     const OPERATION: &'static str = R::OPERATION;
     const STREAM_TYPE: &'static str = "application/x-ndjson";
+    const HAS_EVENTS: bool = false;
     const HEARTBEATS: [&'static str; 2] = [""; 2];
 
     fn new(meta: ResponseMeta) -> Self {

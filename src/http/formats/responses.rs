@@ -11,7 +11,6 @@ use utoipa::ToSchema;
 
 use super::{
     format::{ApiFormat, ResponseMeta, to_json},
-    response_id,
     sse::SseEvents,
     update::{Delta, FinishReason, FinishedChoice, Progress},
     usage::{PromptProgress, PromptTokensDetails, Timings},
@@ -19,6 +18,7 @@ use super::{
 use crate::{
     http::{
         error::{ErrorBody, ErrorDetails},
+        random_id,
         request::{EchoedFields, ResponseCall},
     },
     text::{Arguments, Call, Message, ToolCall},
@@ -236,20 +236,20 @@ pub(crate) struct Responses {
 impl OutputItem {
     /// Reasoning without content.
     fn reasoning() -> Self {
-        let (id, status) = (response_id::new("rs_"), Status::InProgress);
+        let (id, status) = (random_id::new("rs_"), Status::InProgress);
         Self::Reasoning { id, status, summary: [], content: Vec::new() }
     }
 
     /// A message without content.
     fn message() -> Self {
-        let (id, status) = (response_id::new("msg_"), Status::InProgress);
+        let (id, status) = (random_id::new("msg_"), Status::InProgress);
         Self::Message { id, status, role: "assistant", content: Vec::new() }
     }
 
     /// The beginning of a call, without its arguments.
     fn call(Call { id: call_id, name, .. }: &Call) -> Self {
         Self::FunctionCall {
-            id: response_id::new("fc_"),
+            id: random_id::new("fc_"),
             status: Status::InProgress,
             call_id: call_id.clone().unwrap_or_default(),
             name: name.clone().unwrap_or_default(),

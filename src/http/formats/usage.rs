@@ -172,7 +172,7 @@ pub(crate) struct CompletionTail {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Usage>)]
     pub(crate) usage: Option<Option<Usage>>,
-    /// In a stream, sent with the end of each choice.
+    /// In a stream, sent with the end of each choice, and with the usage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timings: Option<Timings>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -180,14 +180,10 @@ pub(crate) struct CompletionTail {
 }
 
 impl CompletionTail {
-    /// The fields of a complete answer.
+    /// The fields of a complete answer, and of the last event of a stream with usage.
     pub(crate) fn of(choices: &[FinishedChoice]) -> Self {
-        Self { timings: Some(Timings::of(choices)), ..Self::usage(choices) }
-    }
-
-    /// The usage alone.
-    pub(crate) fn usage(choices: &[FinishedChoice]) -> Self {
-        Self { usage: Some(Some(Usage::of(choices))), ..Self::default() }
+        let usage = Some(Some(Usage::of(choices)));
+        Self { timings: Some(Timings::of(choices)), usage, ..Self::default() }
     }
 }
 

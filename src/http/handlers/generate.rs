@@ -1,28 +1,19 @@
 //! The handler of all generating routes, for complete and for streamed answers.
 
-use std::{
-    convert::Infallible,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    http::header::{CACHE_CONTROL, CONTENT_TYPE, ContentType},
-    web::Bytes,
-};
-use futures_util::{Stream, future::select_all, stream};
-use tokio::time::timeout;
+use actix_web::{HttpRequest, HttpResponse, http::header::ContentType};
 
 use super::{
-    adapters, slot,
+    adapters,
+    event_stream::EventStream,
+    resume, slot,
     submit::{Origin, submit},
 };
 use crate::{
     http::{
         error::ApiError,
-        formats::{
-            ApiFormat, CompletionStream, CountedTokens, FinishedChoice, ResponseMeta, SseEvents, Update,
-        },
+        formats::{ApiFormat, CompletionStream, CountedTokens, FinishedChoice, ResponseMeta, Update},
         middleware::{RequestRecord, auth},
         offload::Cost,
         request::{
@@ -35,14 +26,18 @@ use crate::{
     text::Text,
 };
 
-/// Answers one request in the format `F`.
+/// Answers one request in the format `F`, or resumes the stream that it names.
 pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
+    if let Some(position) = resume::asked(&from.http).filter(|_| F::HAS_EVENTS) {
+        return resume::resumed(&from.http, &from.state, &position, Some(F::ROUTE));
+    }
     let (state, request) = (from.state.clone(), from.http.clone());
     let log_as = state.settings.log_prompts.then(|| request_id(&request));
     let server = state.clone();
     let owner = auth::key(&request).map(|key| key.name().to_owned());
+    let by = owner.clone();
     let take =
-        move |request: F::Request, text: &Text| resolve(request, text, (&server, owner.as_deref()), log_as);
+        move |request: F::Request, text: &Text| resolve(request, text, (&server, by.as_deref()), log_as);
     let Taken { text, adapter, value: mut params, share, ignored } = from.take(take).await?;
     let id = &text.card().id;
     let adapters = adapters::chosen(&state.models, id, adapter.as_ref(), &params.adapters)?;
@@ -60,6 +55,7 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
         continuous_usage: matches!(delivery, Delivery::Streamed { continuous_usage: true, .. }),
         prompt_tokens: 0,
         echoed: std::mem::take(&mut params.echoed),
+        llama_cpp: params.llama_cpp.take(),
         stored: params.stored.take(),
     };
     if params.loads_only {
@@ -86,9 +82,8 @@ pub(crate) async fn generate<F: ApiFormat>(mut from: ApiRequest) -> Result<HttpR
             whole(&state, finished, format).await?
         }
         Delivery::Streamed { .. } => {
-            let record = RequestRecord::take(&request);
-            let events = EventStream::new(streams, format, record);
-            streamed(events, state.settings.heartbeat)
+            let events = EventStream::new(streams, format, RequestRecord::take(&request));
+            resume::streamed(&state, owner.as_deref(), events)
         }
     };
     Ok(ignored.name_in(response))
@@ -189,132 +184,4 @@ async fn whole<F: ApiFormat>(
     let json =
         state.offload.run(Cost::of_json(bytes), move || Ok::<_, ApiError>(format.whole(&choices))).await?;
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(json))
-}
-
-/// An answer that is streamed, event by event. Its choices are generated together, and their events follow as they come.
-struct EventStream<F> {
-    choices: Vec<StreamedChoice>,
-    format: F,
-    record: Option<RequestRecord>,
-}
-
-/// A choice of a stream.
-struct StreamedChoice {
-    /// `None` after the end of the choice.
-    stream: Option<CompletionStream>,
-    is_opened: bool,
-    finished: Option<FinishedChoice>,
-}
-
-/// The status is sent at once, so that heartbeats can follow while the job is queued. A later failure is sent as an event,
-/// and the stream then ends without `[DONE]`.
-fn streamed<F: ApiFormat>(events: EventStream<F>, heartbeat: Duration) -> HttpResponse {
-    HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, F::STREAM_TYPE))
-        .insert_header((CACHE_CONTROL, "no-cache"))
-        // nginx would buffer the events up to a few kilobytes.
-        .insert_header(("x-accel-buffering", "no"))
-        .streaming(event_bytes(events, heartbeat))
-}
-
-fn event_bytes<F: ApiFormat>(
-    events: EventStream<F>,
-    heartbeat: Duration,
-) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let [waiting, loading] = F::HEARTBEATS.map(str::as_bytes).map(Bytes::from_static);
-    stream::unfold(events, move |mut events| {
-        let (waiting, loading) = (waiting.clone(), loading.clone());
-        async move {
-            while !events.is_over() {
-                let bytes: Bytes = match timeout(heartbeat, events.next()).await {
-                    Err(_) if events.is_loading() => loading.clone(),
-                    Err(_) => waiting.clone(),
-                    Ok((_, Ok(Update::Loading))) => loading.clone(),
-                    Ok((choice, Ok(update))) => events.write(choice, update).into(),
-                    Ok((_, Err(failure))) => events.fail(&failure.into()).into(),
-                };
-                // An empty chunk would end the body.
-                if !bytes.is_empty() {
-                    return Some((Ok(bytes), events));
-                }
-            }
-            None
-        }
-    })
-}
-
-impl<F: ApiFormat> EventStream<F> {
-    fn new(streams: Vec<CompletionStream>, format: F, record: Option<RequestRecord>) -> Self {
-        let choice = |stream| StreamedChoice { stream: Some(stream), is_opened: false, finished: None };
-        Self { choices: streams.into_iter().map(choice).collect(), format, record }
-    }
-
-    fn is_over(&self) -> bool {
-        self.choices.iter().all(|choice| choice.stream.is_none())
-    }
-
-    fn is_loading(&self) -> bool {
-        self.choices.iter().filter_map(|choice| choice.stream.as_ref()).any(CompletionStream::is_loading)
-    }
-
-    /// The next update of any choice, with its index. Cancel safe.
-    async fn next(&mut self) -> (usize, Result<Update, Failure>) {
-        let streams = self.choices.iter_mut().enumerate();
-        let mut streams: Vec<_> =
-            streams.filter_map(|(index, choice)| Some((index, choice.stream.as_mut()?))).collect();
-        if let [(index, only)] = &mut streams[..] {
-            return (*index, only.next().await);
-        }
-        let next =
-            streams.into_iter().map(|(index, stream)| Box::pin(async move { (index, stream.next().await) }));
-        select_all(next).await.0
-    }
-
-    fn write(&mut self, choice: usize, update: Update) -> SseEvents {
-        let mut events = SseEvents::default();
-        match update {
-            Update::Loading => {}
-            // The choices of a prompt are read together.
-            Update::Progress(progress) if choice == 0 => self.format.progress(progress, &mut events),
-            Update::Progress(_) => {}
-            Update::Delta(delta) => {
-                self.open(choice, &mut events);
-                self.format.delta(choice, &delta, &mut events);
-            }
-            Update::Finished(finished) => self.finish(choice, *finished, &mut events),
-        }
-        events
-    }
-
-    /// Writes the opening of a choice with its first text, so that the first event marks the time to first token.
-    fn open(&mut self, choice: usize, events: &mut SseEvents) {
-        if !std::mem::replace(&mut self.choices[choice].is_opened, true) {
-            self.format.opening(choice, events);
-        }
-    }
-
-    /// Writes the end of a choice and, after the last one, of the answer.
-    fn finish(&mut self, choice: usize, finished: FinishedChoice, events: &mut SseEvents) {
-        self.open(choice, events);
-        if !finished.rest.is_empty() {
-            self.format.delta(choice, &finished.rest, events);
-        }
-        self.format.closing(choice, &finished, events);
-        self.choices[choice].finished = Some(finished);
-        self.choices[choice].stream = None;
-        if self.is_over() {
-            let finished: Vec<_> =
-                self.choices.iter_mut().filter_map(|choice| choice.finished.take()).collect();
-            self.format.end(&finished, events);
-            self.record.iter().for_each(RequestRecord::settle);
-        }
-    }
-
-    fn fail(&mut self, error: &ApiError) -> SseEvents {
-        let mut events = SseEvents::default();
-        self.format.failure(&error.body(), &mut events);
-        self.choices.clear();
-        self.record.iter().for_each(|record| record.settle_failed(error));
-        events
-    }
 }

@@ -55,6 +55,19 @@ pub(crate) async fn health(state: web::Data<AppState>) -> Result<HttpResponse, A
     Ok(HttpResponse::Ok().json(Status::from("ok")))
 }
 
+/// How busy the server is, as in vLLM.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Load {
+    /// Jobs that run or wait.
+    server_load: usize,
+}
+
+/// `GET /load`.
+pub(crate) async fn load(state: web::Data<AppState>) -> HttpResponse {
+    let summary = state.executor.summary();
+    HttpResponse::Ok().json(Load { server_load: summary.running.len() + summary.queued_jobs })
+}
+
 /// The version of the server.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Version {

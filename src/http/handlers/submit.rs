@@ -3,7 +3,7 @@
 //! Everything that can be checked in advance is checked before the job is queued: that a worker is available, that the prompt
 //! fits the context, that constraints compile, that the queue has room.
 
-use std::{mem, sync::Arc, time::Instant};
+use std::{mem, num::NonZeroUsize, sync::Arc, time::Instant};
 
 use super::adapters;
 use crate::{
@@ -14,7 +14,8 @@ use crate::{
         formats::{AnswerOptions, CompletionStream, Resume},
         offload::Cost,
         request::{
-            Delivery, EncodeOptions, GenerateParams, OutputConstraint, Prompt, ServedModel, cache_salt,
+            Delivery, EncodeOptions, GenerateParams, OutputConstraint, Prompt, ServedModel, TruncationSide,
+            cache_salt,
         },
         state::AppState,
     },
@@ -108,6 +109,7 @@ async fn prepare(
                 tools: params.reading.clone(),
                 // A form has an end of its own.
                 stop: if is_verbatim { Vec::new() } else { params.stop.clone() },
+                includes_stop: params.includes_stop,
             },
             hides_reasoning: params.thinking.is_hidden,
             budget: params.thinking.budget.filter(|_| reasoning.is_some() && !scores_prompt),
@@ -162,9 +164,10 @@ async fn encode(
     mut prompt: Prompt,
     params: &GenerateParams,
 ) -> Result<PreparedPrompt, ApiError> {
-    let echo = if params.echo { prompt.text() } else { None };
+    let echo = if params.echo { prompt.text() } else { params.echoed_text.clone() };
     let mut reasoning = model.text.reasoning().filter(|_| params.thinking.is_parsed);
-    let options = form_of_prompt(&mut prompt, params, &mut reasoning, model.text);
+    let form = form_of_prompt(&mut prompt, params, &mut reasoning, model.text);
+    let options = EncodeOptions { truncation: truncation(params, model.context_length()), ..form };
     let encoded = model.encode(prompt, options).await?;
     let tokens = encoded.ids;
     let default = model.state.settings.default_max_new;
@@ -201,7 +204,14 @@ fn form_of_prompt(
     if !can_precede {
         *reasoning = None;
     }
-    EncodeOptions { ends_reasoning: !can_precede }
+    EncodeOptions { ends_reasoning: !can_precede, ..EncodeOptions::default() }
+}
+
+/// How the prompt is shortened, so that the answer fits a context of `capacity` tokens.
+fn truncation(params: &GenerateParams, capacity: Tokens) -> Option<(usize, TruncationSide)> {
+    let truncation = params.truncation?;
+    let fitting = capacity.0.saturating_sub(params.max_new.map_or(1, |max| max.0)).max(1);
+    Some((truncation.max.map_or(fitting, NonZeroUsize::get), truncation.side))
 }
 
 /// The constraint on an answer that may reason before it.

@@ -27,7 +27,7 @@ const REMEMBER: &str = "600";
 /// Headers that scripts may read in addition to the default ones.
 const EXPOSED: &str = "x-request-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, \
      x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, \
-     x-eka-ignored-fields";
+     x-eka-ignored-fields, x-eka-stream-id";
 
 /// The origin of the request, if it is allowed.
 pub(crate) fn origin(request: &ServiceRequest, rules: &Rules) -> Option<HeaderValue> {

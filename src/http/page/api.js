@@ -62,14 +62,43 @@ export async function post(path, body) {
   return (await send(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) })).json();
 }
 
-/** Posts a body and calls `onEvent` with each event of the answer's stream, and `onComment` with each comment. */
+/** Waits before each attempt to resume a stream, in milliseconds. */
+const RETRIES = [0, 500, 1000, 2000, 4000, 8000];
+
+const lost = (message) => new RequestError(message, { code: "connection_lost" });
+
+/**
+ * Posts a body and calls `onEvent` with each event of the answer's stream, and `onComment` with each comment. If the server keeps
+ * streams (`server.resume_ms`), a stream whose connection is lost is resumed.
+ */
 export async function stream(path, body, { signal, id, onEvent, onComment }) {
-  const response = await send(path, {
+  let response = await send(path, {
     method: "POST",
     headers: { "content-type": "application/json", "x-request-id": id },
     body: JSON.stringify(body),
     signal,
   });
+  const position = { stream: response.headers.get("x-eka-stream-id"), event: "" };
+  // Closing the connection would not end an answer that can be resumed.
+  const end = () => respond(`v1/streams/${position.stream}`, { method: "DELETE" }).catch(() => {});
+  if (position.stream) signal.addEventListener("abort", end, { once: true });
+  try {
+    for (;;) {
+      try {
+        return await listen(response, position, { signal, onEvent, onComment });
+      } catch (error) {
+        if (error.code !== "connection_lost" || !position.stream) throw error;
+        onComment("resuming");
+        response = await resume(position, signal, error);
+      }
+    }
+  } finally {
+    signal.removeEventListener("abort", end);
+  }
+}
+
+/** Reads a stream until its end, and notes its last event. */
+async function listen(response, position, { signal, onEvent, onComment }) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -78,17 +107,36 @@ export async function stream(path, body, { signal, id, onEvent, onComment }) {
       read = await reader.read();
     } catch (error) {
       if (signal.aborted) throw error;
-      throw new RequestError("The connection was lost before the answer was complete.", { code: "connection_lost" });
+      throw lost("The connection was lost before the answer was complete.");
     }
-    if (read.done) throw new RequestError("The connection ended before the answer was complete.", { code: "connection_lost" });
+    if (read.done) throw lost("The connection ended before the answer was complete.");
     const events = (rest + read.value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
-      if (event === "data: [DONE]") return;
+      const line = (name) => event.split("\n").find((one) => one.startsWith(`${name}: `))?.slice(name.length + 2);
+      position.event = line("id") ?? position.event;
+      const data = line("data");
+      if (data === "[DONE]") return;
       if (event.startsWith(": ")) onComment(event.slice(2));
-      if (event.startsWith("data: ")) onEvent(JSON.parse(event.slice(6)));
+      if (data) onEvent(JSON.parse(data));
     }
   }
+}
+
+/** The rest of a stream. Throws `error` if the server cannot be reached or no longer has the stream. */
+async function resume(position, signal, error) {
+  const after = position.event ? `?resume=${encodeURIComponent(position.event)}` : "";
+  for (const wait of RETRIES) {
+    await new Promise((done) => setTimeout(done, wait));
+    signal.throwIfAborted();
+    try {
+      return await send(`v1/streams/${position.stream}${after}`, { signal });
+    } catch (refused) {
+      if (signal.aborted) throw refused;
+      if (refused.status && refused.status !== 502 && refused.status !== 503) throw error;
+    }
+  }
+  throw error;
 }
 
 /** An error as a headline and a sentence. */

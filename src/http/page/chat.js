@@ -186,7 +186,10 @@ async function answer(prompt, partial = null) {
       signal: mine.controller.signal,
       id: mine.id,
       onEvent: (event) => take(mine, event),
-      onComment: (comment) => comment === "loading the model" && mine.turn.note("Loading the model"),
+      onComment: (comment) => {
+        if (comment === "loading the model") mine.turn.note("Loading the model");
+        if (comment === "resuming") mine.turn.note("The connection was lost; reconnecting");
+      },
     });
     finish(mine);
   } catch (error) {

@@ -33,6 +33,8 @@ shape! {
         max_tokens: Option<Tokens> = max_tokens().deprecated();
         /// Answers to generate, together.
         n: usize = choices().or(1);
+        /// If the last message is the assistant's, the answer begins with its text.
+        echo: bool = boolean().or(false);
         /// Adds the log-probabilities of the answer's tokens.
         logprobs: bool = boolean().or(false);
         /// Adds those of this many alternatives to each token; requires `logprobs`.
@@ -51,6 +53,8 @@ impl GenerateRequest for ChatRequest {
         let (choices, details, max_new) = (self.n, self.details()?, self.max_new()?);
         let choice = self.tool_choice.unwrap_or(ToolChoice::Auto);
         let tools = ToolSet::new(self.tools, choice, self.parallel_tool_calls)?;
+        let last = self.messages.messages.last().filter(|last| self.echo && last.role == "assistant");
+        let echoed_text = last.and_then(|last| last.content.clone());
         let (mut conversation, thinking) = self.thinking.apply(self.messages)?;
         if let Some(tools) = &tools {
             conversation = tools.add_to(conversation, &context.tools);
@@ -61,7 +65,7 @@ impl GenerateRequest for ChatRequest {
             details.check_streamed()?;
         }
         let scores = details.scores(false);
-        Ok(GenerateParams { choices, scores, details, ..params }.with_thinking(thinking))
+        Ok(GenerateParams { choices, scores, details, echoed_text, ..params }.with_thinking(thinking))
     }
 }
 

@@ -33,11 +33,16 @@ static FORMATS: [Marks; 7] = [
 const ENDS: [&str; 5] =
     ["<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>"];
 
+/// Tokens before the name of a file.
+const SEPARATORS: [&str; 3] = ["<|file_sep|>", "<|file_separator|>", "<file_sep>"];
+
 /// How a model fills in the middle of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FillInMiddle {
     marks: &'static Marks,
     ends: [Option<u32>; ENDS.len()],
+    /// The token before the name of a file.
+    separator: Option<&'static str>,
 }
 
 impl FillInMiddle {
@@ -46,7 +51,8 @@ impl FillInMiddle {
         let has = |token: &str| token.is_empty() || text.added_token(token).is_some();
         let marks =
             FORMATS.iter().find(|marks| [marks.prefix, marks.suffix, marks.middle].into_iter().all(has))?;
-        Some(Self { marks, ends: ENDS.map(|token| text.added_token(token)) })
+        let separator = SEPARATORS.into_iter().find(|token| has(token));
+        Some(Self { marks, ends: ENDS.map(|token| text.added_token(token)), separator })
     }
 
     /// The prompt for the text between `before` and `after`.
@@ -56,6 +62,14 @@ impl FillInMiddle {
             true => format!("{suffix}{after}{prefix}{before}{middle}"),
             false => format!("{prefix}{before}{suffix}{after}{middle}"),
         }
+    }
+
+    /// Other files before a prompt, each with its name if it has one.
+    pub(crate) fn files<'a>(&self, files: impl Iterator<Item = (Option<&'a str>, &'a str)>) -> String {
+        let mark = self.separator.unwrap_or_default();
+        let file =
+            |(name, text): (Option<&str>, &str)| format!("{mark}{}\n{text}\n", name.unwrap_or_default());
+        files.map(file).collect()
     }
 
     /// Tokens that end an answer besides the model's end tokens.
@@ -71,9 +85,11 @@ mod tests {
     #[test]
     fn the_texts_are_in_the_order_that_each_format_has() {
         let prompt = |number: usize| {
-            FillInMiddle { marks: &FORMATS[number], ends: [None; ENDS.len()] }.prompt("a", "b")
+            let format =
+                FillInMiddle { marks: &FORMATS[number], ends: [None; ENDS.len()], separator: Some("<sep>") };
+            format.files([(Some("f"), "x"), (None, "y")].into_iter()) + &format.prompt("a", "b")
         };
-        assert_eq!(prompt(0), "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>");
-        assert_eq!(prompt(6), "[SUFFIX]b[PREFIX]a");
+        assert_eq!(prompt(0), "<sep>f\nx\n<sep>\ny\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>");
+        assert_eq!(prompt(6), "<sep>f\nx\n<sep>\ny\n[SUFFIX]b[PREFIX]a");
     }
 }

@@ -4,7 +4,7 @@
 //! its own. [`GenerateParams`] are checked: every number is in range and the model has every token id. Only the length of
 //! the prompt is unknown until it is tokenized.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 use super::{
     adapters::{AdapterChoice, adapters},
@@ -13,6 +13,7 @@ use super::{
     echoed_fields::EchoedFields,
     fill_in_middle::FillInMiddle,
     keep_alive::keep_alive,
+    llama_cpp_echo::LlamaCppEcho,
     prompt::{Prompt, check_ids, token_ids},
     response_format::{FormatFields, OutputConstraint, TextFormat},
     sampling::SamplingFields,
@@ -61,6 +62,8 @@ shape! {
         /// The answer ends before any of these strings: at most 16 of 1024 bytes, none of them empty. `""` means none. They
         /// have no effect within reasoning, tool calls and an answer whose form is constrained.
         stop: Vec<String> = stop_strings().or_empty().unset_at("\"\"");
+        /// The answer has the stop string that ends it.
+        include_stop_str_in_output: bool = boolean().or(false);
         /// The answer ends before any of these tokens.
         stop_token_ids: Vec<u32> = token_ids().items(0..=MAX_STOP_TOKENS).or_empty();
         /// Fewest tokens of the answer: no end token ends it before. A stop string may.
@@ -73,6 +76,10 @@ shape! {
         stream_options: Option<StreamOptions> = object().optional();
         /// Only for streams: events report how much of a long prompt was processed.
         return_progress: bool = boolean().or(false);
+        /// Keeps only this many tokens of the prompt; -1 keeps as many as the context has room for.
+        truncate_prompt_tokens: Option<i64> = integer(-1..=i64::from(u32::MAX)).optional();
+        /// Where `truncate_prompt_tokens` removes tokens: `left`, the default, keeps the last ones.
+        truncation_side: Option<TruncationSide> = truncation_side().optional();
         /// Whether the prompt may reuse cached prompts and is cached itself.
         cache_prompt: bool = boolean().or(true);
         /// The prompt reuses only cached prompts of the same salt. Use a random text that others cannot guess.
@@ -106,6 +113,10 @@ shape! {
 fn stop_strings() -> impl FieldType<Value = Vec<String>> {
     let empty = "an empty stop string would match before anything";
     string_list(MAX_STOPS, MAX_STOP_BYTES, empty).or_one().named("Stop", "A string, or several.")
+}
+
+const fn truncation_side() -> impl FieldType<Value = TruncationSide> {
+    one_of(&[("left", TruncationSide::Left), ("right", TruncationSide::Right)])
 }
 
 const fn priority() -> impl FieldType<Value = Priority> {
@@ -185,6 +196,8 @@ pub(crate) struct GenerateParams {
     pub(crate) thinking: Thinking,
     /// Fields of the request that the answer repeats.
     pub(crate) echoed: EchoedFields,
+    /// What an answer in llama-server's format repeats.
+    pub(crate) llama_cpp: Option<Box<LlamaCppEcho>>,
     /// The conversation, if the answer is stored.
     pub(crate) stored: Option<ToStore>,
     /// How many answers to generate for each prompt.
@@ -199,9 +212,15 @@ pub(crate) struct GenerateParams {
     pub(crate) loads_only: bool,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
+    /// Text that the answer begins with: that of the message which it continues.
+    pub(crate) echoed_text: Option<String>,
     /// Whether the answer has nothing else: it is for the log-probabilities of the prompt.
     pub(crate) prompt_only: bool,
     pub(crate) stop: Vec<String>,
+    /// Whether the answer has the stop string that ends it.
+    pub(crate) includes_stop: bool,
+    /// How the prompt is shortened; `None` keeps all of it.
+    pub(crate) truncation: Option<Truncation>,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) ignore_eos: bool,
     /// Fewest tokens of the answer.
@@ -222,6 +241,35 @@ impl GenerateParams {
     /// With this handling of the reasoning.
     pub(super) fn with_thinking(self, thinking: Thinking) -> Self {
         Self { thinking, ..self }
+    }
+}
+
+/// How a prompt that may be too long is shortened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Truncation {
+    /// How many of its tokens are kept; `None` keeps as many as the context has room for.
+    pub(crate) max: Option<NonZeroUsize>,
+    pub(crate) side: TruncationSide,
+}
+
+/// Which tokens are removed from a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TruncationSide {
+    /// The first ones.
+    Left,
+    /// The last ones.
+    Right,
+}
+
+impl Truncation {
+    fn new(tokens: i64, side: TruncationSide) -> Result<Self, FieldError> {
+        let none =
+            "0 would keep nothing of the prompt; send 1 or more, or -1 for what the context has room for";
+        let max = usize::try_from(tokens).ok();
+        let max = max.map(|max| {
+            NonZeroUsize::new(max).ok_or_else(|| FieldError::value("truncate_prompt_tokens", none))
+        });
+        Ok(Self { max: max.transpose()?, side })
     }
 }
 
@@ -270,6 +318,8 @@ impl Generation {
         let terms = Terms { is_limited: route.max_new.is_some(), ..self.terms(context.deadlines)? };
         route.prompt.check("prompt", context.vocabulary)?;
         check_ids(&self.stop_token_ids, "stop_token_ids", context.vocabulary)?;
+        let side = self.truncation_side.unwrap_or(TruncationSide::Left);
+        let truncation = self.truncate_prompt_tokens.map(|max| Truncation::new(max, side)).transpose()?;
         let temperature = context.sampling.temperature.or(Some(route.default_temperature));
         let defaults = SamplingDefaults { temperature, ..context.sampling };
         let (sampling, breakers) = self.sampling.resolve(context.vocabulary, defaults)?;
@@ -302,11 +352,15 @@ impl Generation {
             best_of: None,
             scores: None,
             details: TokenDetails::default(),
+            llama_cpp: None,
             stored: None,
             loads_only: false,
             echo: false,
+            echoed_text: None,
             prompt_only: false,
             stop: self.stop,
+            includes_stop: self.include_stop_str_in_output,
+            truncation,
             stop_token_ids: self.stop_token_ids,
             ignore_eos: self.ignore_eos,
             min_new: self.min_tokens,
@@ -328,7 +382,7 @@ impl Generation {
         match self.stream {
             true => Ok(Delivery::Streamed { include_usage, continuous_usage, progress }),
             false if progress => Err(FieldError::requires("return_progress", STREAM)),
-            false if include_usage => Err(FieldError::requires("stream_options", STREAM)),
+            false if self.stream_options.is_some() => Err(FieldError::requires("stream_options", STREAM)),
             false => Ok(Delivery::Whole),
         }
     }

@@ -19,6 +19,8 @@ mod generation;
 mod infill;
 mod input_items;
 mod keep_alive;
+mod llama_cpp;
+mod llama_cpp_echo;
 mod messages;
 mod ollama;
 pub(super) mod prompt;
@@ -48,7 +50,9 @@ pub(super) use self::{
     },
     fill_in_middle::FillInMiddle,
     generate_lite::GenerateLiteRequest,
-    generation::{Delivery, GenerateParams, GenerateRequest, RequestContext},
+    generation::{Delivery, GenerateParams, GenerateRequest, RequestContext, TruncationSide},
+    llama_cpp::{InfillRequest, LlamaCompletionRequest},
+    llama_cpp_echo::{GenerationSettings, LlamaCppEcho},
     ollama::{OllamaChatRequest, OllamaGenerateRequest, ShowRequest},
     prompt::Prompt,
     prompt_tokens::{EncodeOptions, ServedModel, Special},

@@ -14,7 +14,16 @@ use crate::{http::field_error::FieldError, text::Conversation};
 pub(crate) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
+    /// Texts and token ids that follow each other.
+    Mixed(Vec<PromptPiece>),
     Conversation(Conversation),
+}
+
+/// A part of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PromptPiece {
+    Text(String),
+    Ids(Vec<u32>),
 }
 
 impl Prompt {
@@ -22,7 +31,7 @@ impl Prompt {
     pub(crate) fn text(&self) -> Option<String> {
         match self {
             Self::Text(text) => Some(text.clone()),
-            Self::Ids(_) | Self::Conversation(_) => None,
+            Self::Ids(_) | Self::Mixed(_) | Self::Conversation(_) => None,
         }
     }
 
@@ -40,6 +49,10 @@ impl Prompt {
     pub(crate) fn check(&self, path: &str, vocabulary: usize) -> Result<(), FieldError> {
         match self {
             Self::Ids(ids) => check_ids(ids, path, vocabulary),
+            Self::Mixed(pieces) => pieces.iter().try_for_each(|piece| match piece {
+                PromptPiece::Text(_) => Ok(()),
+                PromptPiece::Ids(ids) => check_ids(ids, path, vocabulary),
+            }),
             Self::Text(_) | Self::Conversation(_) => Ok(()),
         }
     }
@@ -53,6 +66,9 @@ pub(crate) fn prompts() -> impl FieldType<Value = Vec<Prompt>> {
     custom(read_prompts::<MAX_PROMPTS>, prompts_schema::<MAX_PROMPTS>)
         .named("Prompts", "A text, the ids of its tokens, or an array of either: a prompt each.")
 }
+
+/// Most texts between the token ids of a prompt: each is tokenized by itself.
+const MAX_PIECES: usize = 64;
 
 /// Most texts of one request for embeddings, as in OpenAI's API.
 const MAX_TEXTS: usize = 2048;
@@ -77,8 +93,8 @@ fn read_prompts<const MAX: usize>(value: Value, at: &Location) -> Result<Vec<Pro
 fn prompts_schema<const MAX: usize>(schemas: &mut Schemas) -> Value {
     let text = string().bytes(1..=usize::MAX).schema(schemas);
     let ids = token_ids().items(1..=usize::MAX).schema(schemas);
-    let each = json!({ "oneOf": [text, ids] });
-    json!({ "oneOf": [text, ids, counted(each, &(1..=MAX))] })
+    let each = json!({ "oneOf": [text, ids, mixed_schema()] });
+    json!({ "oneOf": [text, ids, mixed_schema(), counted(each, &(1..=MAX))] })
 }
 
 /// A prompt: a string, an array of token ids, or an array of one of either; not empty.
@@ -109,17 +125,48 @@ fn read_one(value: Value, at: &Location) -> Result<Prompt, FieldError> {
         Value::String(text) if text.is_empty() => Err(empty()),
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(items) if items.is_empty() => Err(empty()),
+        Value::Array(items) if items.iter().any(Value::is_string) => read_mixed(items, at),
         ids @ Value::Array(_) => token_ids().read(ids, at).map(Prompt::Ids),
         other => Err(at.wrong_type("a string or an array of token ids", &other)),
     }
+}
+
+/// Token ids with texts among them, as llama-server has it.
+fn read_mixed(items: Vec<Value>, at: &Location) -> Result<Prompt, FieldError> {
+    let texts = items.iter().filter(|item| item.is_string()).count();
+    check_count(texts, &(1..=MAX_PIECES), at)?;
+    let mut pieces = Vec::new();
+    for (index, item) in items.into_iter().enumerate() {
+        match item {
+            Value::String(text) => pieces.push(PromptPiece::Text(text)),
+            other => {
+                let id = read_id(&other, &at.item(index))?;
+                match pieces.last_mut() {
+                    Some(PromptPiece::Ids(ids)) => ids.push(id),
+                    _ => pieces.push(PromptPiece::Ids(vec![id])),
+                }
+            }
+        }
+    }
+    Ok(Prompt::Mixed(pieces))
+}
+
+/// The schema of token ids that begin with an id and have texts among them.
+fn mixed_schema() -> Value {
+    let id = json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX });
+    let item = json!({ "oneOf": [id, { "type": "string" }] });
+    json!({
+        "type": "array", "prefixItems": [id], "items": item, "minItems": 2, "contains": { "type": "string" },
+        "maxContains": MAX_PIECES,
+    })
 }
 
 fn prompt_schema(schemas: &mut Schemas) -> Value {
     let text = string().bytes(1..=usize::MAX).schema(schemas);
     let ids = token_ids().items(1..=usize::MAX).schema(schemas);
     let one_text = counted(text.clone(), &(1..=1));
-    let one_of_ids = counted(ids.clone(), &(1..=1));
-    json!({ "oneOf": [text, ids, one_text, one_of_ids] })
+    let one_of_ids = counted(json!({ "oneOf": [ids, mixed_schema()] }), &(1..=1));
+    json!({ "oneOf": [text, ids, mixed_schema(), one_text, one_of_ids] })
 }
 
 /// An array of token ids.
@@ -144,19 +191,20 @@ impl FieldType for TokenIds {
     fn read(&self, value: Value, at: &Location) -> Result<Vec<u32>, FieldError> {
         let Value::Array(items) = value else { return Err(at.wrong_type("an array of token ids", &value)) };
         check_count(items.len(), &self.0, at)?;
-        let id = |(index, item): (usize, Value)| {
-            let id = item.as_number().and_then(whole).and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| FieldError::Type {
-                param: at.item(index).path().to_owned(),
-                message: format!("expected a token id, found {item}"),
-            })
-        };
-        items.into_iter().enumerate().map(id).collect()
+        items.into_iter().enumerate().map(|(index, item)| read_id(&item, &at.item(index))).collect()
     }
 
     fn schema(&self, _: &mut Schemas) -> Value {
         counted(json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX }), &self.0)
     }
+}
+
+fn read_id(item: &Value, at: &Location) -> Result<u32, FieldError> {
+    let id = item.as_number().and_then(whole).and_then(|id| u32::try_from(id).ok());
+    id.ok_or_else(|| FieldError::Type {
+        param: at.path().to_owned(),
+        message: format!("expected a token id, found {item}"),
+    })
 }
 
 /// Checks that the model has these tokens.

@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use super::prompt::Prompt;
+use super::{
+    generation::TruncationSide,
+    prompt::{Prompt, PromptPiece},
+};
 use crate::{
     http::{error::ApiError, field_error::FieldError, offload::Cost, state::AppState},
     text::{Conversation, Text, TextError},
@@ -28,11 +31,17 @@ pub(crate) struct ServedModel<'a> {
     pub(crate) text: &'a Arc<Text>,
 }
 
-/// How a prompt ends.
+/// Token limit of a prompt that is shortened, for models with a shorter context. Tokenizing takes hundreds of bytes of memory
+/// per token.
+const MAX_TRUNCATED: usize = 1 << 17;
+
+/// What becomes of a prompt.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct EncodeOptions {
     /// Ends the reasoning that a chat template begins: the answer must have another form.
     pub(crate) ends_reasoning: bool,
+    /// Keeps only so many of its tokens, and removes those on this side.
+    pub(crate) truncation: Option<(usize, TruncationSide)>,
 }
 
 /// A prompt as tokens.
@@ -60,7 +69,10 @@ impl ServedModel<'_> {
         options: EncodeOptions,
     ) -> Result<EncodedPrompt, ApiError> {
         let (mut prompt, special) = match prompt {
-            Prompt::Ids(ids) => return Ok(ids.into()),
+            Prompt::Ids(ids) => return Ok(truncated(ids, options.truncation).into()),
+            Prompt::Mixed(pieces) => {
+                return Ok(truncated(self.join(pieces).await?, options.truncation).into());
+            }
             Prompt::Text(prompt) => (prompt, Special::Added),
             Prompt::Conversation(conversation) => (self.render(conversation).await?, Special::Written),
         };
@@ -70,11 +82,29 @@ impl ServedModel<'_> {
             prompt.push_str(format.end());
         }
         let is_in_reasoning = opened.is_some() && !options.ends_reasoning;
-        let ids = self.tokenize(prompt, special, self.context_length()).await?;
+        let max = match options.truncation {
+            Some(_) => self.context_length().max(Tokens(MAX_TRUNCATED)),
+            None => self.context_length(),
+        };
+        let ids = truncated(self.tokenize(prompt, special, max).await?, options.truncation);
         if ids.is_empty() {
             return Err(FieldError::EmptyPrompt { param: "prompt".into() }.into());
         }
         Ok(EncodedPrompt { ids, is_in_reasoning })
+    }
+
+    /// The tokens of pieces, the first of which are ids: so no text gets special tokens.
+    async fn join(self, pieces: Vec<PromptPiece>) -> Result<Vec<u32>, ApiError> {
+        let mut all = Vec::new();
+        for piece in pieces {
+            all.extend(match piece {
+                PromptPiece::Ids(ids) => ids,
+                PromptPiece::Text(text) => {
+                    self.tokenize(text, Special::Written, self.context_length()).await?
+                }
+            });
+        }
+        Ok(all)
     }
 
     /// The prompt of a conversation, up to the assistant's next message.
@@ -115,4 +145,16 @@ impl ServedModel<'_> {
     pub(crate) fn context_length(self) -> Tokens {
         self.state.context_length(self.text)
     }
+}
+
+/// The tokens that are kept.
+fn truncated(mut ids: Vec<u32>, truncation: Option<(usize, TruncationSide)>) -> Vec<u32> {
+    match truncation {
+        Some((max, TruncationSide::Left)) => {
+            ids.drain(..ids.len().saturating_sub(max));
+        }
+        Some((max, TruncationSide::Right)) => ids.truncate(max),
+        None => {}
+    }
+    ids
 }

@@ -26,6 +26,11 @@ compat_fields! {
         "add_special_tokens": off(true), "send token ids as prompt";
     }
 
+    /// In llama-server's own routes: answers have no probabilities after sampling.
+    pub(crate) LLAMA_CPP {
+        "post_sampling_probs": off(false);
+    }
+
     /// Fields for tools, in routes without tools.
     pub(crate) WITHOUT_TOOLS {
         "tools": off([]), "use /v1/chat/completions";

@@ -108,12 +108,20 @@ pub(crate) struct ObjectSchema<'a> {
     properties: Map<String, Value>,
     required: Vec<&'a str>,
     groups: Vec<Value>,
+    /// Names of the fields of the groups.
+    grouped: Vec<String>,
     schemas: &'a mut Schemas,
 }
 
 impl<'a> ObjectSchema<'a> {
     fn new(schemas: &'a mut Schemas) -> Self {
-        Self { properties: Map::new(), required: Vec::new(), groups: Vec::new(), schemas }
+        Self {
+            properties: Map::new(),
+            required: Vec::new(),
+            groups: Vec::new(),
+            grouped: Vec::new(),
+            schemas,
+        }
     }
 
     /// Adds a field; `about` is its doc comment.
@@ -127,7 +135,10 @@ impl<'a> ObjectSchema<'a> {
 
     /// Adds the fields of another shape.
     pub(crate) fn group<G: Shape>(&mut self) {
-        let schema = ObjectSchema::new(self.schemas).of::<G>(None);
+        let mut group = ObjectSchema::new(self.schemas);
+        G::describe(&mut group);
+        self.grouped.extend(group.properties.keys().chain(&group.grouped).cloned());
+        let schema = group.finish::<G>(None);
         self.schemas.insert(<G as Shape>::NAME.to_owned(), schema);
         self.groups.push(reference(<G as Shape>::NAME));
     }
@@ -135,8 +146,15 @@ impl<'a> ObjectSchema<'a> {
     /// The schema with the fields of `T`, which allows no others than those of `accepted`; `None` allows any.
     fn of<T: Shape>(mut self, accepted: Option<&[&[CompatField]]>) -> Value {
         T::describe(&mut self);
-        let Self { mut properties, required, mut groups, .. } = self;
+        self.finish::<T>(accepted)
+    }
+
+    fn finish<T: Shape>(mut self, accepted: Option<&[&[CompatField]]>) -> Value {
+        // A field of a group is described there, not as one of another server.
+        self.grouped.retain(|name| !self.properties.contains_key(name));
+        let Self { mut properties, required, mut groups, grouped, .. } = self;
         CompatField::describe(accepted.into_iter().flatten().copied().flatten(), &mut properties);
+        grouped.iter().for_each(|name| drop(properties.remove(name)));
         let mut schema = json!({ "type": "object" });
         if !properties.is_empty() {
             schema["properties"] = properties.into();

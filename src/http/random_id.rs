@@ -1,6 +1,6 @@
-//! Ids of answers and their parts in OpenAI's format: a prefix, then random letters and digits.
+//! Ids of answers, their parts and streams in OpenAI's format: a prefix, then random letters and digits.
 //!
-//! Clients store answers by id, so ids are unique across processes and servers.
+//! Clients store answers by id, so ids are unique across processes and servers, and cannot be guessed.
 
 use rand::distr::{Alphanumeric, SampleString};
 
