@@ -249,7 +249,7 @@ export const checks = {
   },
 
   async "an answer whose connection was lost goes on where it stopped, and stop ends it at the server"(browser) {
-    const server = await serve("--faults", "slow=120@decode:1", "--set", "server.resume_ms=60000");
+    const server = await serve(...SLOW, "--set", "server.resume_ms=60000");
     const line = await relay(server);
     const { page, close } = await visit(browser, line);
     await isReady(page);
