@@ -22,6 +22,7 @@ mod generate;
 mod logprobs;
 mod pinned_prefixes;
 mod prefix_cache;
+mod prefix_reuse;
 mod sampler;
 mod sequence;
 mod speculation;

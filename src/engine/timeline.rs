@@ -1,7 +1,5 @@
 //! A model with one growing sequence of tokens and its key-value cache.
 
-mod prefix_reuse;
-
 use std::{fmt, mem, time::Instant};
 
 use super::{
@@ -53,33 +51,33 @@ impl Default for TimelineOptions {
 /// Three passes are bound to the cache: decode (one token), prefill (`chunk` tokens), and verify, which returns the logits of
 /// every token. They are bound again only when the cache grows, so a decode step writes three integers and makes one call.
 pub struct Timeline {
-    model: Model,
-    cache: Cache,
-    decode: Pass,
-    prefill: Pass,
-    verify: Option<Pass>,
+    pub(super) model: Model,
+    pub(super) cache: Cache,
+    pub(super) decode: Pass,
+    pub(super) prefill: Pass,
+    pub(super) verify: Option<Pass>,
     /// Made for the first prompt that is scored, and dropped with its job.
-    score: Option<Pass>,
+    pub(super) score: Option<Pass>,
     /// Sequences that continue the one in the cache, while a job has several.
-    branches: Option<Branches>,
+    pub(super) branches: Option<Branches>,
     /// The tokens of the sequence, one per used position, and the scope of their job.
-    tokens: Vec<u32>,
-    scope: CacheScope,
+    pub(super) tokens: Vec<u32>,
+    pub(super) scope: CacheScope,
     /// Positions written since the cache was last freed.
-    written: usize,
-    chunk: usize,
-    rows: usize,
-    max: usize,
-    keep: Bytes,
+    pub(super) written: usize,
+    pub(super) chunk: usize,
+    pub(super) rows: usize,
+    pub(super) max: usize,
+    pub(super) keep: Bytes,
     /// Copies of earlier sequences.
-    prefixes: PrefixCache<Cache>,
+    pub(super) prefixes: PrefixCache<Cache>,
     /// Memory limit of these and the sequence in the cache between two jobs.
-    bound: Bytes,
+    pub(super) bound: Bytes,
     /// Sequences restored from files, and their memory limit.
-    restored: PinnedPrefixes,
-    max_restored: Bytes,
+    pub(super) restored: PinnedPrefixes,
+    pub(super) max_restored: Bytes,
     /// Whether nothing may be computed in other passes than the same request was before.
-    repeats_passes: bool,
+    pub(super) repeats_passes: bool,
 }
 
 impl fmt::Debug for Timeline {
@@ -242,7 +240,7 @@ impl Timeline {
     }
 
     /// Clears the sequence in the cache.
-    fn forget(&mut self, keep: Bytes) {
+    pub(super) fn forget(&mut self, keep: Bytes) {
         self.branches = None;
         self.tokens.clear();
         self.written = 0;
@@ -262,7 +260,7 @@ impl Timeline {
         [&mut self.decode, &mut self.prefill].into_iter().chain(&mut self.verify).chain(&mut self.score)
     }
 
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         self.branches = None;
         self.tokens.clear();
         self.written = 0;
@@ -291,7 +289,7 @@ impl Timeline {
     }
 
     /// Size of a new cache for `positions`.
-    fn room_for(&self, positions: usize) -> usize {
+    pub(super) fn room_for(&self, positions: usize) -> usize {
         if self.model.session().captures() {
             // Without extra room the first decode step would already need a larger cache.
             return step(positions.saturating_add(MIN_STEP), self.max, MIN_STEP_CAPTURED);
@@ -300,7 +298,7 @@ impl Timeline {
     }
 
     /// Grows the cache to `capacity` positions and keeps its content. On failure the whole cache is freed.
-    fn grow(&mut self, capacity: usize) -> Result<(), DeviceError> {
+    pub(super) fn grow(&mut self, capacity: usize) -> Result<(), DeviceError> {
         let (older, tokens) = (mem::take(&mut self.cache), mem::take(&mut self.tokens));
         self.release();
         let grown = self.model.cache(capacity, older, tokens.len()).and_then(|cache| {

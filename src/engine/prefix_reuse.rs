@@ -7,10 +7,9 @@
 //!
 //! Sequences restored from files are kept in host memory within the same limit, and copied into the cache when needed.
 
-use super::Timeline;
+use super::{prefix_cache::MIN_KEPT, timeline::Timeline};
 use crate::{
     device::DeviceError,
-    engine::prefix_cache::MIN_KEPT,
     job::{CacheScope, PromptScope},
     model::HostCache,
     units::Bytes,
