@@ -9,7 +9,7 @@ use std::{
 
 use eka::{
     device::{SessionOptions, Threads},
-    device_spec::{BlockSize, CacheChoice},
+    device_spec::CacheChoice,
     engine::{Forward, Timeline, TimelineOptions},
     export::{AdapterSource, Layout, Options, Source, Storage, WeightFormat, export},
     manifest::Dtype,
@@ -195,25 +195,25 @@ fn logits_of_further_architectures_match_transformers_at_every_position() {
 
 #[test]
 fn blocks_of_four_bits_with_offsets_lose_nothing_in_an_int4_export() {
-    let gguf =
-        || Source::Checkpoint { base: root().join("tests/fixtures/gguf/q4_1.gguf"), adapters: Vec::new() };
+    let gguf = |file| Source::Checkpoint {
+        base: root().join("tests/fixtures/gguf").join(file),
+        adapters: Vec::new(),
+    };
     // Tables have no offsets, rows of the down projection are not whole blocks, and heads of eight are padded.
     let keep = ["embed_tokens=none", "lm_head=none", "down_proj=none", "o_proj=none"];
     let keep = keep.map(|keep| keep.parse().unwrap()).to_vec();
     let prompt: Vec<u32> = (3..43).collect();
-    let logits = |format, block_size: usize| {
+    let logits = |file, format| {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("model");
-        let block_size = BlockSize::try_from(block_size).unwrap();
-        let weights = Storage { format, block_size, keep: keep.clone(), ..Storage::default() };
-        export(&Options { weights, ..Options::new(gguf(), output.clone()) }, &()).unwrap();
+        let weights = Storage { format, keep: keep.clone(), ..Storage::default() };
+        export(&Options { weights, ..Options::new(gguf(file), output.clone()) }, &()).unwrap();
         open_directory(&output, 16).forward_all(&prompt).unwrap()
     };
-    let exact = logits(WeightFormat::Full, 32);
-    let (kept, rounded) = (logits(WeightFormat::Int4, 32), logits(WeightFormat::Int4, 64));
+    let lost = |file| apart(&logits(file, WeightFormat::Int4), &logits(file, WeightFormat::Full));
     // What is left is the rounding of activations.
-    let (kept, rounded) = (apart(&kept, &exact), apart(&rounded, &exact));
-    assert!(kept < 0.2 * rounded, "{kept} with the file's blocks, {rounded} with others");
+    let (kept, rounded) = (lost("q4_1.gguf"), lost("llama3-rope.gguf"));
+    assert!(kept < 0.2 * rounded, "{kept} with the file's blocks, {rounded} with those of a file of floats");
 }
 
 #[test]
