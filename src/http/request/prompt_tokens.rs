@@ -40,7 +40,7 @@ const MAX_TRUNCATED: usize = 1 << 17;
 pub(crate) struct EncodeOptions {
     /// Ends the reasoning that a chat template begins: the answer must have another form.
     pub(crate) ends_reasoning: bool,
-    /// Keeps only so many of its tokens, and removes those on this side.
+    /// Keeps at most this number of its tokens, and removes those on this side.
     pub(crate) truncation: Option<(usize, TruncationSide)>,
 }
 
