@@ -125,7 +125,9 @@ fn read_one(value: Value, at: &Location) -> Result<Prompt, FieldError> {
         Value::String(text) if text.is_empty() => Err(empty()),
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(items) if items.is_empty() => Err(empty()),
-        Value::Array(items) if items.iter().any(Value::is_string) => read_mixed(items, at),
+        Value::Array(items) if items[0].is_number() && items.iter().any(Value::is_string) => {
+            read_mixed(items, at)
+        }
         ids @ Value::Array(_) => token_ids().read(ids, at).map(Prompt::Ids),
         other => Err(at.wrong_type("a string or an array of token ids", &other)),
     }
