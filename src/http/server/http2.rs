@@ -79,7 +79,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The same in favor of a new connection. It is short, because few connections are accepted beyond the limit, and a thousand
 /// idle clients that do not answer would keep new ones waiting.
-const REPLACE_TIMEOUT: Duration = Duration::from_millis(100);
+const REPLACE_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Header fields that HTTP/2 does not have.
 const OF_HTTP1: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
