@@ -12,7 +12,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -47,7 +47,7 @@ const MAX_INDEX: u64 = 16 << 20;
 /// Size of a write, which begins at a multiple of it: large pages of the page cache come from large aligned writes.
 const WRITE: usize = 8 << 20;
 
-/// Age of a temporary file that no process writes any more.
+/// Age of a temporary file that no process writes any more, where files cannot be locked.
 const STALE: Duration = Duration::from_secs(3600);
 
 #[derive(Serialize, Deserialize)]
@@ -256,19 +256,31 @@ fn temporary(dir: &Path, prefix: &str) -> io::Result<NamedTempFile> {
     builder.prefix(prefix);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-    builder.tempfile_in(dir)
+    let file = builder.tempfile_in(dir)?;
+    // Tells other processes that it is being written. Where files cannot be locked, they go by its age.
+    let _ = file.as_file().try_lock();
+    Ok(file)
 }
 
-/// Removes temporary files of processes that were killed.
+/// Removes temporary files of processes that were killed: each is as large as the weights, and a server that is stopped again and again
+/// while it writes one would fill the disk.
 fn remove_stale(dir: &Path, prefix: &str) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let is_stale = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|age| age > STALE);
         if entry.file_name().to_string_lossy().starts_with(prefix)
-            && is_stale() == Some(true)
+            && is_stale(&entry) == Some(true)
             && let Err(e) = fs::remove_file(entry.path())
         {
             tracing::debug!("{}: {e}", entry.path().display());
         }
+    }
+}
+
+/// Whether no process writes to a temporary file.
+fn is_stale(entry: &fs::DirEntry) -> Option<bool> {
+    match File::open(entry.path()).ok()?.try_lock() {
+        Ok(()) => Some(true),
+        Err(TryLockError::WouldBlock) => Some(false),
+        Err(TryLockError::Error(_)) => Some(entry.metadata().ok()?.modified().ok()?.elapsed().ok()? > STALE),
     }
 }
 
@@ -362,5 +374,23 @@ impl Write for HashWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_processes_that_were_killed_are_removed_and_one_that_is_being_written_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = temporary(dir.path(), ".model.packed-").unwrap();
+        let left = dir.path().join(".model.packed-abc123");
+        let other = dir.path().join("model.packed");
+        for path in [&left, &other] {
+            fs::write(path, "weights").unwrap();
+        }
+        remove_stale(dir.path(), ".model.packed-");
+        assert_eq!([written.path(), &left, &other].map(Path::exists), [true, false, true]);
     }
 }
