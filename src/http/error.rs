@@ -93,7 +93,7 @@ pub(crate) enum ApiError {
     #[error("no stream {id:?} can be resumed here: {}", of_stream(*window))]
     StreamNotFound { id: String, window: Duration },
     #[error(
-        "the events after {after} are no longer kept; the first one that is has the number {first}. Send the request again, or \
+        "the events after {after} were dropped; the first kept event has the number {first}. Send the request again, or \
          raise server.resume_bytes"
     )]
     StreamEventsDropped { after: u64, first: u64 },

@@ -271,7 +271,7 @@ fn eka() -> Vec<Route> {
             .errors(&[
                 (400, "The stream has not had such an event."),
                 NO_STREAM,
-                (410, "Events after the last one that the client has are no longer kept."),
+                (410, "Events after the last one that the client has were dropped."),
             ]),
         Route::new(DELETE, "/v1/streams/{id}", "End a stream and its generation", resume::delete)
             .parameter("id", "The id of the stream.")

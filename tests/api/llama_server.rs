@@ -16,7 +16,7 @@ async fn a_completion_has_llama_servers_fields() {
     let (status, answer) = server.ask(COMPLETION, &body).await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(answer["content"], ANSWER);
-    // The end token is no part of the answer.
+    // The answer does not include the end token.
     assert_eq!(answer["tokens"], json!(ANSWER_IDS[..13]), "{answer}");
     for (field, expected) in [
         ("stop", json!(true)),

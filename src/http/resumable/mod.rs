@@ -123,7 +123,7 @@ pub(crate) enum ResumeError {
     NotFound,
     /// It has not had the event after which the client wants to read on.
     NoSuchEvent { last: u64 },
-    /// The events that the client lacks are no longer kept.
+    /// The events that the client lacks were dropped.
     Dropped { first: u64 },
 }
 
@@ -132,7 +132,7 @@ pub(crate) enum ResumeError {
 pub(crate) enum Abandoned {
     /// The client did not return in time, or deleted the stream.
     ClientGone,
-    /// The client is away, and there is no memory for more events.
+    /// The client is away, and the memory for events is full.
     NoRoom,
 }
 
@@ -331,7 +331,7 @@ impl StreamWriter {
         &self.id
     }
 
-    /// Appends events, which get an `id:` line each. Waits for the client if there is no memory for more.
+    /// Appends events, which get an `id:` line each. Waits for the client while the memory for events is full.
     ///
     /// # Errors
     /// [`Abandoned`] when the generation should end.
