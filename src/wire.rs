@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Version of the frames. Both ends must have the same.
-pub const PROTOCOL: u32 = 18;
+pub const PROTOCOL: u32 = 19;
 
 /// Longest payload: room for a prompt of about three million tokens.
 pub const MAX_FRAME: Bytes = Bytes::mib(16);

@@ -13,7 +13,7 @@ use crate::job::{CommandOutcome, Event, Job, KeepAlive, ModelId, Readiness};
 pub const VERSION: u32 = 1;
 
 /// Counts the changes of jobs that a node must know.
-pub const JOB_FORMAT: u32 = 2;
+pub const JOB_FORMAT: u32 = 3;
 
 /// A message could not be decoded.
 #[derive(Debug, thiserror::Error)]

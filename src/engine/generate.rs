@@ -357,7 +357,7 @@ mod tests {
             let mut scores = Vec::new();
             // Every second number is one more than expected.
             let prompt: Vec<u32> = (0..length).map(|i| i + i % 2).collect();
-            let logprobs = Some(LogprobOptions { top: 0, prompt: true });
+            let logprobs = Some(LogprobOptions { prompt: true, ..LogprobOptions::default() });
             let job = Job { logprobs, ..Job::new(JobId(1), prompt.clone(), 1) };
             generate(&mut model, &job, None, &mut Speculation::new(), |step| {
                 if let Step::Logprobs(score) = step {

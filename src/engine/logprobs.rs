@@ -1,7 +1,8 @@
 //! Log-probabilities from the model's logits, before bias, penalties, temperature and constraint.
 //!
 //! They do not depend on sampling options, so they can be compared between requests. OpenAI reports the same, and vLLM does by
-//! default.
+//! default. With [`LogprobOptions::after_sampling`] they are those of the tokens that the sampler draws from, as llama-server
+//! reports them with `post_sampling_probs`; a token that a constraint forces has the probability 1.
 
 use crate::job::{LogprobOptions, TokenLogprobs};
 
@@ -12,12 +13,14 @@ pub(super) struct LogprobScorer {
     logits: Vec<f32>,
     /// Logarithm of the sum of the exponentials of all logits.
     total: f64,
+    /// Whether the next tokens are certain.
+    is_forced: bool,
     order: Vec<u32>,
 }
 
 impl LogprobScorer {
     pub(super) fn new(asked: LogprobOptions) -> Self {
-        Self { asked, logits: Vec::new(), total: 0.0, order: Vec::new() }
+        Self { asked, logits: Vec::new(), total: 0.0, is_forced: false, order: Vec::new() }
     }
 
     /// Takes the logits of a position, `[vocab]`.
@@ -27,10 +30,33 @@ impl LogprobScorer {
         let numbers = || logits.iter().copied().filter(|logit| !logit.is_nan());
         let max = f64::from(numbers().fold(f32::NEG_INFINITY, f32::max));
         self.total = max + numbers().map(|logit| (f64::from(logit) - max).exp()).sum::<f64>().ln();
+        self.is_forced = false;
+    }
+
+    /// Takes the tokens that a token was picked from, with their weights, in a vocabulary of this size.
+    pub(super) fn read_candidates(&mut self, candidates: &[(u32, f32)], vocabulary: usize) {
+        self.logits.clear();
+        self.logits.resize(vocabulary, f32::NEG_INFINITY);
+        for (id, weight) in candidates {
+            if let Some(logit) = self.logits.get_mut(*id as usize) {
+                *logit = weight.ln();
+            }
+        }
+        self.total = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum::<f64>().ln();
+        self.is_forced = false;
+    }
+
+    /// Notes that no other tokens were possible than those that follow.
+    pub(super) const fn read_forced(&mut self) {
+        self.is_forced = true;
     }
 
     /// Log-probability of `token` at `position`, and of the most probable tokens.
     pub(super) fn score(&mut self, token: u32, position: usize) -> TokenLogprobs {
+        if self.is_forced {
+            let top = if self.asked.top > 0 { vec![(token, 0.0)] } else { Vec::new() };
+            return TokenLogprobs { position, token, logprob: 0.0, rank: 1, top };
+        }
         let top = self.most_probable().into_iter().map(|id| (id, self.logprob(id))).collect();
         TokenLogprobs { position, token, logprob: self.logprob(token), rank: self.rank(token), top }
     }
@@ -61,7 +87,9 @@ impl LogprobScorer {
             return Vec::new();
         }
         order.clear();
-        order.extend((0_u32..).zip(logits.iter()).filter(|(_, logit)| !logit.is_nan()).map(|(id, _)| id));
+        let is_listed =
+            |logit: f32| if asked.after_sampling { logit > f32::NEG_INFINITY } else { !logit.is_nan() };
+        order.extend((0_u32..).zip(logits.iter()).filter(|(_, logit)| is_listed(**logit)).map(|(id, _)| id));
         let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
         let top = top.min(order.len());
         if top > 0 && top < order.len() {
@@ -77,7 +105,7 @@ mod tests {
     use super::*;
 
     fn score(logits: &[f32], top: usize, token: u32) -> TokenLogprobs {
-        let mut scorer = LogprobScorer::new(LogprobOptions { top, prompt: false });
+        let mut scorer = LogprobScorer::new(LogprobOptions { top, ..LogprobOptions::default() });
         scorer.read(logits);
         scorer.score(token, 3)
     }
@@ -101,6 +129,19 @@ mod tests {
         }
         assert!(score(&[f32::NAN; 2], 2, 0).top.is_empty());
         assert!(score(&[1e30, 1.0], 1, 0).logprob.abs() < 1e-6, "no overflow");
+    }
+
+    #[test]
+    fn after_sampling_only_candidates_are_listed_and_forced_tokens_are_certain() {
+        let mut scorer = LogprobScorer::new(LogprobOptions { top: 3, after_sampling: true, prompt: false });
+        scorer.read_candidates(&[(1, 0.5), (4, 1.0)], 6);
+        let score = scorer.score(1, 0);
+        assert!((score.logprob.exp() - 1.0 / 3.0).abs() < 1e-6 && score.rank == 2, "{score:?}");
+        assert_eq!(score.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [4, 1]);
+        assert!((score.top[0].1.exp() - 2.0 / 3.0).abs() < 1e-6, "{score:?}");
+        scorer.read_forced();
+        let forced = TokenLogprobs { position: 5, token: 3, logprob: 0.0, rank: 1, top: vec![(3, 0.0)] };
+        assert_eq!(scorer.score(3, 5), forced);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod logprobs;
 mod pinned_prefixes;
 mod prefix_cache;
 mod prefix_reuse;
+mod restriction;
 mod sampler;
 mod sequence;
 mod speculation;

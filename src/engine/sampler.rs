@@ -13,7 +13,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
-use super::dry::Repetition;
+use super::{dry::Repetition, restriction::Restriction};
 use crate::job::Sampling;
 
 /// Picks the tokens of a job.
@@ -24,8 +24,11 @@ pub struct Sampler<'a> {
     seen: HashMap<u32, u32>,
     /// The tokens so far, if DRY is on.
     repetition: Option<Repetition<'a>>,
+    /// Tokens that the answer may have, if not all.
+    restriction: Option<Restriction<'a>>,
     random: ChaCha8Rng,
     step: u64,
+    /// What the last token was picked from.
     candidates: Vec<Candidate>,
 }
 
@@ -40,7 +43,8 @@ impl<'a> Sampler<'a> {
         let seen = prompt.iter().filter(|_| penalized).map(|id| (*id, 0)).collect();
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
         let repetition = sampling.dry.as_ref().map(|dry| Repetition::new(dry, prompt, &[]));
-        Self { sampling, seen, repetition, random, step: 0, candidates: Vec::new() }
+        let restriction = Restriction::new(sampling);
+        Self { sampling, seen, repetition, restriction, random, step: 0, candidates: Vec::new() }
     }
 
     /// A sampler that continues after `answer`, as if it had picked those tokens.
@@ -50,6 +54,9 @@ impl<'a> Sampler<'a> {
         sampler.step = answer.len() as u64;
         if let Some(repetition) = &mut sampler.repetition {
             answer.iter().for_each(|token| repetition.take(*token));
+        }
+        if let Some(restriction) = &mut sampler.restriction {
+            answer.iter().for_each(|token| restriction.take(*token));
         }
         if sampler.keeps_count() {
             for id in answer {
@@ -61,16 +68,34 @@ impl<'a> Sampler<'a> {
 
     /// Picks from `logits`, `[vocab]`, and changes them; `None` if all are NaN.
     pub fn pick(&mut self, logits: &mut [f32]) -> Option<u32> {
+        if let Some(restriction) = &mut self.restriction {
+            restriction.apply(logits);
+        }
         self.adjust(logits);
         let greedy = greatest(logits)?;
-        let picked = if self.sampling.temperature > 0.0 { self.draw(logits, greedy) } else { greedy.0 };
+        let picked = if self.sampling.temperature > 0.0 {
+            self.draw(logits, greedy)
+        } else {
+            self.candidates.clear();
+            self.candidates.push((greedy.0, 1.0));
+            greedy.0
+        };
         self.take(picked);
         Some(picked)
+    }
+
+    /// The tokens that the last one was picked from, with weights that are proportional to their probabilities.
+    #[must_use]
+    pub fn candidates(&self) -> &[(u32, f32)] {
+        &self.candidates
     }
 
     /// Notes a token that the constraint forced.
     pub fn take(&mut self, token: u32) {
         self.step += 1;
+        if let Some(restriction) = &mut self.restriction {
+            restriction.take(token);
+        }
         if self.keeps_count() {
             *self.seen.entry(token).or_insert(0) += 1;
         }
@@ -284,6 +309,7 @@ mod tests {
     fn penalties_continue_after_a_resume() {
         let dry = Some(Dry { multiplier: 0.8, base: 1.75, allowed_length: 1, breakers: vec![4] });
         let sampling = Sampling {
+            banned: vec![vec![1, 2], vec![0, 3, 0]],
             repetition_penalty: 1.3,
             presence_penalty: 0.4,
             frequency_penalty: 0.2,
@@ -354,6 +380,22 @@ mod tests {
             Some(1),
             "the prompt counts for the repetition penalty"
         );
+    }
+
+    #[test]
+    fn candidates_are_what_the_token_was_picked_from() {
+        let logits = [0.4f32.ln(), 0.3f32.ln(), 0.2f32.ln(), 0.1f32.ln()];
+        let sampling = Sampling { top_k: 2, ..sampling() };
+        let mut sampler = Sampler::new(&sampling, &[]);
+        let picked = sampler.pick(&mut logits.to_vec()).unwrap();
+        assert!(sampler.candidates().iter().any(|(id, _)| *id == picked));
+        let total: f32 = sampler.candidates().iter().map(|(_, weight)| weight).sum();
+        let shares: Vec<f32> = sampler.candidates().iter().map(|(_, weight)| weight / total).collect();
+        assert!((shares[0] - 4.0 / 7.0).abs() < 1e-6 && (shares[1] - 3.0 / 7.0).abs() < 1e-6, "{shares:?}");
+        let greedy = Sampling::greedy();
+        let mut sampler = Sampler::new(&greedy, &[]);
+        sampler.pick(&mut logits.to_vec()).unwrap();
+        assert_eq!(sampler.candidates(), [(0, 1.0)]);
     }
 
     #[test]

@@ -62,7 +62,8 @@ impl<'a> Sequence<'a> {
     /// Picks what follows; nothing if the constraint allows no further token.
     pub(super) fn choose(&mut self, logits: &mut [f32]) -> Result<(), EngineError> {
         self.next.clear();
-        if let Some(scorer) = &mut self.scorer {
+        let after_sampling = self.job.logprobs.is_some_and(|asked| asked.after_sampling);
+        if let Some(scorer) = self.scorer.as_mut().filter(|_| !after_sampling) {
             scorer.read(logits);
         }
         let choice = self.guide.as_mut().map(Guide::choice).transpose().map_err(EngineError::Job)?;
@@ -70,6 +71,9 @@ impl<'a> Sequence<'a> {
             Some(Choice::Nothing) => return Ok(()),
             Some(Choice::Forced(tokens)) => {
                 tokens.iter().for_each(|token| self.sampler.take(*token));
+                if let Some(scorer) = self.scorer.as_mut().filter(|_| after_sampling) {
+                    scorer.read_forced();
+                }
                 self.next = tokens;
                 return Ok(());
             }
@@ -86,6 +90,9 @@ impl<'a> Sequence<'a> {
         let picked = self.sampler.pick(logits);
         let picked = picked.ok_or(EngineError::Job(Failure::NanLogits { after: Tokens(self.read) }))?;
         self.next.push(picked);
+        if let Some(scorer) = self.scorer.as_mut().filter(|_| after_sampling) {
+            scorer.read_candidates(self.sampler.candidates(), logits.len());
+        }
         if let Some(guide) = &self.guide
             && !self.job.end_tokens.contains(&picked)
         {

@@ -26,7 +26,7 @@
 //! | tokenizing prompts, `/tokenize` | a little more than the context length | offload, above 1 KiB |
 //! | `/detokenize` | as many ids as a body holds | offload, above 1,024 |
 //! | schemas, grammars, regular expressions | limits on time and memory | `sandbox`, a process of its own |
-//! | `dry_sequence_breakers`: a search through the vocabulary | 16 strings of 64 bytes | offload, always |
+//! | `dry_sequence_breakers`, `bad_words` and texts in `logit_bias` | 16 strings of 64 bytes, which are searched in the vocabulary; 256 and 1,024 of 256 bytes | offload, always |
 //! | logging prompts (`log.prompts`) | a prompt | offload, with the fields |
 //! | stop strings and tool calls of a streamed token | 16 stop strings; tokens are short | HTTP thread |
 //! | complete answers as JSON | choices × tokens × alternatives | offload, above 16 KiB |

@@ -3,12 +3,16 @@
 use serde::{Deserialize, Serialize};
 
 /// Log-probabilities to report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogprobOptions {
     /// Number of most probable alternatives at each position.
     pub top: usize,
     /// Also report the prompt's tokens except the first.
     pub prompt: bool,
+    /// Probabilities of the answer's tokens are those that the sampler draws from, after bias, penalties, temperature and
+    /// truncation, and not the model's.
+    #[serde(default)]
+    pub after_sampling: bool,
 }
 
 /// Log-probability of a token before it was picked or read.
@@ -29,6 +33,12 @@ pub struct TokenLogprobs {
 /// How a token is picked from the logits. The fields apply in the order of their declaration, the seed last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
+    /// The answer has only these tokens, in ascending order. Empty allows all.
+    #[serde(default)]
+    pub allowed_tokens: Vec<u32>,
+    /// Sequences of tokens that the answer does not have. None of them is empty.
+    #[serde(default)]
+    pub banned: Vec<Vec<u32>>,
     /// Added to the logits of these ids (OpenAI's `logit_bias`).
     pub logit_bias: Vec<(u32, f32)>,
     /// Divides positive and multiplies negative logits of ids in prompt or output (CTRL's penalty). 1 is off.
@@ -73,6 +83,8 @@ impl Sampling {
     #[must_use]
     pub const fn greedy() -> Self {
         Self {
+            allowed_tokens: Vec::new(),
+            banned: Vec::new(),
             logit_bias: Vec::new(),
             repetition_penalty: 1.0,
             presence_penalty: 0.0,

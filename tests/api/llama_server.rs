@@ -98,7 +98,10 @@ async fn a_completion_that_cannot_be_is_refused_with_the_field() {
     for (field, value, code) in [
         ("n_predict", json!("a"), "invalid_type"),
         ("n_probs", json!(21), "invalid_value"),
-        ("post_sampling_probs", json!(true), "unsupported_field"),
+        ("post_sampling_probs", json!(1), "invalid_type"),
+        ("response_fields", json!([""]), "invalid_value"),
+        ("prompt", json!({ "content": "a", "prompt_string": "b" }), "invalid_value"),
+        ("prompt", json!({}), "missing_field"),
         ("logit_bias", json!([[1, 2, 3]]), "invalid_value"),
         ("prompt", json!([]), "empty_prompt"),
         ("n_cmpl", json!(0), "invalid_value"),
@@ -160,4 +163,61 @@ async fn probabilities_of_tokens_have_ids() {
         let top = token["top_logprobs"].as_array().unwrap();
         assert_eq!((top.len(), &top[0]["id"]), (5, &token["id"]), "the most probable one was taken");
     }
+}
+
+#[tokio::test]
+async fn after_sampling_the_probabilities_are_those_of_what_is_drawn_from() {
+    let program = crate::support::program::Program::start(&[]).await;
+    let ask = async |fields: Value| {
+        let mut body = json!({ "prompt": "Good morning", "n_probs": 5, "n_predict": 4, "seed": 3, "post_sampling_probs": true });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let (status, answer) = program.ask(COMPLETION, &body).await;
+        assert_eq!(status, 200, "{answer}");
+        answer["completion_probabilities"].as_array().unwrap().clone()
+    };
+    for token in ask(json!({ "temperature": 0 })).await {
+        assert!(
+            (token["prob"].as_f64().unwrap() - 1.0).abs() < 1e-6 && token.get("logprob").is_none(),
+            "{token}"
+        );
+        assert_eq!(
+            token["top_probs"].as_array().unwrap().len(),
+            1,
+            "greedy decoding has one candidate: {token}"
+        );
+    }
+    for token in ask(json!({ "temperature": 2, "top_k": 3 })).await {
+        let top: Vec<f64> =
+            token["top_probs"].as_array().unwrap().iter().map(|one| one["prob"].as_f64().unwrap()).collect();
+        assert!(top.len() == 3 && top.is_sorted_by(|a, b| a >= b), "{token}");
+        assert!((top.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{token}");
+        assert!(top.iter().any(|prob| (prob - token["prob"].as_f64().unwrap()).abs() < 1e-9), "{token}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_has_the_fields_that_the_request_names() {
+    let server = Server::start(ServerOptions::default());
+    let fields = ["content", "generation_settings/n_predict", "timings/none", "none"];
+    let body = json!({ "prompt": "Please", "n_predict": 3, "response_fields": fields });
+    let (status, answer) = server.ask(COMPLETION, &body).await;
+    assert_eq!((status, answer.as_object().unwrap().len()), (200, 2), "{answer}");
+    assert!(answer["content"].is_string() && answer["generation_settings/n_predict"] == 3, "{answer}");
+    let body = json!({ "prompt": "Please", "stream": true, "response_fields": ["stop"] });
+    let stream = server.stream(COMPLETION, &body).await;
+    let (events, _) = events(&stream);
+    assert_eq!(events.last().unwrap(), &json!({ "stop": true }));
+    assert!(events[0]["content"].is_string(), "only the complete answer is reduced");
+}
+
+#[tokio::test]
+async fn texts_may_be_objects_as_in_llama_server() {
+    let server = Server::start(ServerOptions::default());
+    let parts = json!({ "content": [{ "type": "text", "text": "Ple" }, { "type": "text", "text": "ase" }] });
+    for prompt in [json!({ "prompt_string": "Please" }), parts.clone(), json!([parts])] {
+        let (status, answer) = server.ask(COMPLETION, &json!({ "prompt": prompt, "n_predict": 2 })).await;
+        assert_eq!((status, &answer["prompt"]), (200, &json!("Please")), "{answer}");
+    }
+    let mixed = json!({ "prompt": ["Please", { "prompt_string": "Please" }, [40, 41]], "n_predict": 2 });
+    assert_eq!(server.ask(COMPLETION, &mixed).await.1.as_array().unwrap().len(), 3);
 }

@@ -1,5 +1,6 @@
 //! The HTTP API: what each route accepts, refuses and answers.
 
+mod allowed_tokens;
 mod anthropic;
 mod cache_salt;
 mod compatibility;

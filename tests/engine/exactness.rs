@@ -204,8 +204,10 @@ fn drafts_and_resumed_answers_do_not_change_a_bit_with_any_weights() {
         };
         let (mut guessing, mut plain) = (timeline(&dir, 7), timeline(&dir, 0));
         for job in jobs() {
-            let job =
-                Job { logprobs: job.logprobs.or(Some(LogprobOptions { top: 1, prompt: false })), ..job };
+            let job = Job {
+                logprobs: job.logprobs.or(Some(LogprobOptions { top: 1, ..LogprobOptions::default() })),
+                ..job
+            };
             let expected = steps(&mut plain, &job, &mut Speculation::new());
             assert_same(&steps(&mut guessing, &job, &mut Speculation::eager()), &expected, &job);
             let tokens: Vec<u32> = expected

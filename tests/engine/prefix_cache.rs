@@ -93,7 +93,7 @@ impl Asked {
         let sampling = if self.sampled { sampled } else { Sampling::greedy() };
         let answer = if self.is_resumed { tokens(9, self.answer / 2) } else { Vec::new() };
         let job = Job::new(JobId(id as u64), prompt, self.answer);
-        let logprobs = Some(LogprobOptions { top: 0, prompt: false });
+        let logprobs = Some(LogprobOptions::default());
         Job { sampling, answer, logprobs, cache_prompt: self.cache_prompt, ..job }
     }
 }

@@ -36,7 +36,7 @@ fn tokens(seed: u64, length: usize) -> Vec<u32> {
 /// What follows `prompt`, with the bits of log-probabilities where a model gives the same in every pass; and how much of the
 /// prompt was kept.
 fn answer(timeline: &mut Timeline, prompt: &[u32]) -> (Vec<u32>, usize) {
-    let logprobs = timeline.model().is_row_invariant().then_some(LogprobOptions { top: 0, prompt: false });
+    let logprobs = timeline.model().is_row_invariant().then_some(LogprobOptions::default());
     let (job, mut said) = (Job { logprobs, ..Job::new(JobId(0), prompt.to_vec(), 12) }, Vec::new());
     let outcome = engine::generate(timeline, &job, None, &mut Speculation::new(), |step| {
         match step {

@@ -78,7 +78,8 @@ fn compare_with(
 
 /// Jobs that do not score their prompts, with log-probabilities.
 fn scored_jobs() -> Vec<Job> {
-    let scored = |job: Job| Job { logprobs: Some(LogprobOptions { top: 2, prompt: false }), ..job };
+    let scored =
+        |job: Job| Job { logprobs: Some(LogprobOptions { top: 2, ..LogprobOptions::default() }), ..job };
     jobs().map(scored).collect()
 }
 
@@ -272,7 +273,7 @@ fn every_architecture_with_rotary_or_no_positions_computes_sequences_together_wi
                     (0..length).map(|i| u32::try_from((i * 31 + seed) % vocabulary).unwrap()).collect()
                 };
                 let job = |id: u64, prompt| Job {
-                    logprobs: Some(LogprobOptions { top: 1, prompt: false }),
+                    logprobs: Some(LogprobOptions { top: 1, ..LogprobOptions::default() }),
                     ..Job::new(JobId(id), prompt, 12)
                 };
                 let same = [prompt(20, 3), prompt(1, 5)].concat();

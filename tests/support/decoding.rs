@@ -39,7 +39,13 @@ pub(crate) fn jobs() -> impl Iterator<Item = Job> {
             _ => {}
         }
         let end_tokens = if id.is_multiple_of(3) { vec![few[1]] } else { Vec::new() };
-        let logprobs = (id % 4 == 1).then_some(LogprobOptions { top: 2, prompt: id % 8 == 1 });
+        match id % 5 {
+            2 => sampling.banned = vec![vec![few[0], few[1]], vec![few[1]]],
+            3 => sampling.allowed_tokens = (3..900).collect(),
+            _ => {}
+        }
+        let asked = LogprobOptions { top: 2, prompt: id % 8 == 1, after_sampling: id % 12 == 5 };
+        let logprobs = (id % 4 == 1).then_some(asked);
         let max_new_tokens = random.random_range(1..80);
         Job { sampling, end_tokens, logprobs, ..Job::new(JobId(id), prompt, max_new_tokens) }
     })

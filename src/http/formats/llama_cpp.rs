@@ -3,6 +3,7 @@
 use std::{marker::PhantomData, slice};
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::{
@@ -18,8 +19,17 @@ use crate::http::request::{GenerateRequest, GenerationSettings, InfillRequest, L
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum LlamaCompletions<'a> {
-    One(Box<LlamaCompletion<'a>>),
-    Several(Vec<LlamaCompletion<'a>>),
+    One(Box<ReducedCompletion<'a>>),
+    Several(Vec<ReducedCompletion<'a>>),
+}
+
+/// One answer, or those of its fields that the request names in `response_fields`, by their paths.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum ReducedCompletion<'a> {
+    Whole(LlamaCompletion<'a>),
+    #[schema(value_type = Object)]
+    Reduced(Map<String, Value>),
 }
 
 /// One answer; in a stream, one of its events.
@@ -116,7 +126,9 @@ impl<R: LlamaRoute> LlamaFormat<R> {
     }
 
     fn probabilities<'a>(&self, scored: &'a [ScoredToken]) -> Option<Vec<TokenProbability<'a>>> {
-        self.0.details.top.map(|_| scored.iter().map(TokenProbability::from).collect())
+        let after_sampling = self.0.details.after_sampling;
+        let of = |scored| TokenProbability::new(scored, after_sampling);
+        self.0.details.top.map(|_| scored.iter().map(of).collect())
     }
 
     /// The end of a choice, with `content`.
@@ -150,6 +162,17 @@ impl<R: LlamaRoute> LlamaFormat<R> {
         }
     }
 
+    /// A complete answer with the fields that the request names.
+    fn reduced<'a>(&self, answer: LlamaCompletion<'a>) -> ReducedCompletion<'a> {
+        let paths = self.0.llama_cpp.as_deref().map_or(&[][..], |echo| &echo.response_fields);
+        if paths.is_empty() {
+            return ReducedCompletion::Whole(answer);
+        }
+        let answer = serde_json::to_value(&answer).unwrap_or_default();
+        let at = |path: &str| path.split('/').try_fold(&answer, |value, name| value.get(name)).cloned();
+        ReducedCompletion::Reduced(paths.iter().filter_map(|path| Some((path.clone(), at(path)?))).collect())
+    }
+
     fn complete<'a>(&'a self, (choice, finished): (usize, &'a FinishedChoice)) -> LlamaCompletion<'a> {
         let tokens = finished.ids.answer.as_deref();
         let is_wanted = self.0.llama_cpp.as_ref().is_some_and(|echo| echo.return_tokens);
@@ -172,7 +195,8 @@ impl<R: LlamaRoute> ApiFormat for LlamaFormat<R> {
     }
 
     fn whole(&mut self, choices: &[FinishedChoice]) -> String {
-        let mut all: Vec<_> = choices.iter().enumerate().map(|one| self.complete(one)).collect();
+        let all = choices.iter().enumerate().map(|one| self.complete(one));
+        let mut all: Vec<_> = all.map(|one| self.reduced(one)).collect();
         to_json(&match all.pop() {
             Some(one) if all.is_empty() => LlamaCompletions::One(Box::new(one)),
             last => {
@@ -196,7 +220,7 @@ impl<R: LlamaRoute> ApiFormat for LlamaFormat<R> {
     }
 
     fn closing(&mut self, choice: usize, finished: &FinishedChoice, out: &mut SseEvents) {
-        out.push(&self.last_event(choice, finished, ""));
+        out.push(&self.reduced(self.last_event(choice, finished, "")));
     }
 
     /// The last event of each answer says that it is the last.

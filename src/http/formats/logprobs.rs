@@ -91,35 +91,53 @@ impl Scoring {
     }
 }
 
-/// A token with its log-probability and the most probable alternatives, in llama-server's shape.
+/// A token with its probability and the most probable alternatives, in llama-server's shape.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct TokenProbability<'a> {
     id: u32,
     token: &'a str,
     /// Empty for tokens without bytes, such as special tokens.
     bytes: &'a [u8],
-    logprob: f64,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(no_recursion, value_type = Vec<Object>)]
-    top_logprobs: Vec<TokenProbability<'a>>,
+    #[serde(flatten)]
+    probability: Probability<'a>,
 }
 
-impl<'a> From<&'a TokenLogprob> for TokenProbability<'a> {
-    fn from(token: &'a TokenLogprob) -> Self {
-        Self {
-            id: token.id,
-            token: &token.token,
-            bytes: token.bytes.as_deref().unwrap_or_default(),
-            logprob: token.logprob.unwrap_or_default(),
-            top_logprobs: Vec::new(),
-        }
+/// Of the model, or of what the sampler draws from.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Probability<'a> {
+    OfModel {
+        logprob: f64,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        #[schema(no_recursion, value_type = Vec<Object>)]
+        top_logprobs: Vec<TokenProbability<'a>>,
+    },
+    /// With `post_sampling_probs`.
+    AfterSampling {
+        /// From 0 to 1.
+        prob: f64,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        #[schema(no_recursion, value_type = Vec<Object>)]
+        top_probs: Vec<TokenProbability<'a>>,
+    },
+}
+
+impl<'a> TokenProbability<'a> {
+    /// Of a token whose log-probability is one of the sampler or of the model.
+    pub(crate) fn new(scored: &'a ScoredToken, after_sampling: bool) -> Self {
+        let top = scored.top_logprobs.iter().map(|token| Self::of(token, Vec::new(), after_sampling));
+        Self::of(&scored.token, top.collect(), after_sampling)
     }
-}
 
-impl<'a> From<&'a ScoredToken> for TokenProbability<'a> {
-    fn from(scored: &'a ScoredToken) -> Self {
-        let top_logprobs = scored.top_logprobs.iter().map(Self::from).collect();
-        Self { top_logprobs, ..Self::from(&scored.token) }
+    fn of(token: &'a TokenLogprob, top: Vec<Self>, after_sampling: bool) -> Self {
+        let logprob = token.logprob.unwrap_or_default();
+        let probability = if after_sampling {
+            Probability::AfterSampling { prob: logprob.exp(), top_probs: top }
+        } else {
+            Probability::OfModel { logprob, top_logprobs: top }
+        };
+        let bytes = token.bytes.as_deref().unwrap_or_default();
+        Self { id: token.id, token: &token.token, bytes, probability }
     }
 }
 

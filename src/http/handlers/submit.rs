@@ -14,12 +14,12 @@ use crate::{
         formats::{AnswerOptions, CompletionStream, Resume},
         offload::Cost,
         request::{
-            Delivery, EncodeOptions, GenerateParams, OutputConstraint, Prompt, ServedModel, TruncationSide,
-            cache_salt,
+            Delivery, EncodeOptions, GenerateParams, OutputConstraint, Prompt, SamplingTexts, ServedModel,
+            TruncationSide, cache_salt,
         },
         state::AppState,
     },
-    job::{Constraint, Dry, Failure, Job, JobAdapter, JobId, Priority, Readiness, Sampling, TraceLink},
+    job::{Constraint, Failure, Job, JobAdapter, JobId, Priority, Readiness, Sampling, TraceLink},
     text::{AnswerParserOptions, ReasoningFormat, ReasoningOptions, Text},
     units::Tokens,
 };
@@ -96,7 +96,7 @@ async fn prepare(
     if !params.ignore_eos {
         end_tokens.extend(&text.card().end_tokens);
     }
-    let sampling = with_breakers(model, params.sampling.clone(), mem::take(&mut params.breakers)).await?;
+    let sampling = with_texts(model, params.sampling.clone(), mem::take(&mut params.sampling_texts)).await?;
     // With `parts`, the answer may also be plain text.
     let is_verbatim = params.constraint.as_ref().is_some_and(|constraint| constraint.parts.is_empty());
     let scores_prompt = params.scores.is_some_and(|scores| scores.prompt);
@@ -260,17 +260,17 @@ async fn check_constraint(
     Err(ApiError::Constraint { param: output.param.clone(), source: whole })
 }
 
-/// Finds the tokens of the sequence breakers; on another thread, because it searches the whole vocabulary.
-async fn with_breakers(
+/// Adds the tokens of the texts; on another thread, because that may take a search through the vocabulary.
+async fn with_texts(
     model: ServedModel<'_>,
     sampling: Sampling,
-    breakers: Vec<String>,
+    texts: SamplingTexts,
 ) -> Result<Sampling, ApiError> {
-    let Some(dry) = sampling.dry.clone() else { return Ok(sampling) };
+    if texts.is_unused(&sampling) {
+        return Ok(sampling);
+    }
     let text = Arc::clone(model.text);
-    let look_up = move || Ok::<_, ApiError>(text.tokens_with(&breakers));
-    let breakers = model.state.offload.run(Cost::Light, look_up).await?;
-    Ok(Sampling { dry: Some(Dry { breakers, ..dry }), ..sampling })
+    model.state.offload.run(Cost::Light, move || texts.add_to(sampling, &text)).await
 }
 
 /// The number of tokens to generate: the requested number, which has to fit, or the default, lowered to fit.

@@ -75,7 +75,7 @@ impl GenerateRequest for CompletionRequest {
         if params.delivery != Delivery::Whole {
             details.check_streamed()?;
         }
-        let scores = details.scores(echo).or(best_of.map(|_| LogprobOptions { top: 0, prompt: false }));
+        let scores = details.scores(echo).or(best_of.map(|_| LogprobOptions::default()));
         if best_of.is_some() && params.delivery != Delivery::Whole {
             let message = "cannot be combined with a best_of above n, which is known at the end only";
             return Err(FieldError::value("stream", message));

@@ -17,6 +17,7 @@ use super::{
     prompt::{Prompt, check_ids, token_ids},
     response_format::{FormatFields, OutputConstraint, TextFormat},
     sampling::SamplingFields,
+    sampling_texts::SamplingTexts,
     schema::{
         FieldType, Modify, OptionalField, ReadObject, boolean, integer, integer_from, object, one_of, shape,
         string, string_list,
@@ -187,8 +188,7 @@ pub(crate) struct GenerateParams {
     /// `None` leaves it to the settings and the room in the context.
     pub(crate) max_new: Option<Tokens>,
     pub(crate) sampling: Sampling,
-    /// Strings that end a repeated sequence for DRY; they become tokens together with the prompt.
-    pub(crate) breakers: Vec<String>,
+    pub(crate) sampling_texts: SamplingTexts,
     pub(crate) constraint: Option<OutputConstraint>,
     /// How tool calls are read, where the answer may have any.
     pub(crate) reading: Option<ToolCallParserOptions>,
@@ -322,7 +322,7 @@ impl Generation {
         let truncation = self.truncate_prompt_tokens.map(|max| Truncation::new(max, side)).transpose()?;
         let temperature = context.sampling.temperature.or(Some(route.default_temperature));
         let defaults = SamplingDefaults { temperature, ..context.sampling };
-        let (sampling, breakers) = self.sampling.resolve(context.vocabulary, defaults)?;
+        let (sampling, sampling_texts) = self.sampling.resolve(context.vocabulary, defaults)?;
         let mut constraint = self.format.constraint(route.text_format)?;
         let mut reading = None;
         if let Some((parser, calls)) = route.tools.map(|tools| tools.calls(&context.tools)).transpose()? {
@@ -343,7 +343,7 @@ impl Generation {
             more_prompts: Vec::new(),
             max_new: route.max_new,
             sampling,
-            breakers,
+            sampling_texts,
             constraint,
             reading,
             thinking: Thinking::default(),

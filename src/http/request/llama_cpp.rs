@@ -11,13 +11,17 @@ use super::{
     infill,
     llama_cpp_echo::{GenerationSettings, LlamaCppEcho},
     prompt::{MAX_PROMPTS, Prompt, prompts},
-    schema::{FieldType, Modify, array, boolean, integer, number, object, shape, string},
+    schema::{FieldType, Modify, array, boolean, integer, number, object, shape, string, string_list},
     token_details::TokenDetails,
 };
 use crate::{http::field_error::FieldError, units::Tokens};
 
 /// Most alternatives to each token.
 const MAX_PROBS: usize = 20;
+
+/// Most fields that an answer is reduced to, and the longest of their paths in bytes.
+const MAX_RESPONSE_FIELDS: usize = 64;
+const MAX_RESPONSE_FIELD_BYTES: usize = 128;
 
 /// Most further texts of a request to fill in the middle.
 const MAX_EXTRA: usize = 64;
@@ -33,6 +37,12 @@ shape! {
         max_tokens: Option<Tokens> = max_tokens();
         /// Adds the log-probabilities of the answer's tokens, and of this many alternatives to each.
         n_probs: usize = integer(0..=MAX_PROBS).or(0);
+        /// With `n_probs`: probabilities from 0 to 1 of the tokens that the sampler draws from, after all other sampling fields,
+        /// instead of the model's log-probabilities.
+        post_sampling_probs: bool = boolean().or(false);
+        /// A complete answer has only these fields, such as `content` and `generation_settings/n_predict`: at most 64. Those that it
+        /// does not have are left out.
+        response_fields: Vec<String> = response_fields().or_empty();
         /// Complete answers have the ids of their tokens. Events of a stream always have them.
         return_tokens: bool = boolean().or(false);
         /// Another name of `repetition_penalty`.
@@ -53,7 +63,7 @@ shape! {
         /// Answers to generate for each prompt, together.
         n_cmpl: usize = choices().or(1);
     }
-    accepts compat::OPENAI, compat::NOT_STORED, compat::LLAMA_CPP, compat::WITHOUT_TOKENS, compat::SINGLE, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
+    accepts compat::OPENAI, compat::NOT_STORED, compat::WITHOUT_TOKENS, compat::SINGLE, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
 }
 
 shape! {
@@ -69,7 +79,7 @@ shape! {
         /// Other files that the model may draw on.
         input_extra: Vec<ExtraText> = array(object::<ExtraText>()).items(0..=MAX_EXTRA).or_empty();
     }
-    accepts compat::OPENAI, compat::NOT_STORED, compat::LLAMA_CPP, compat::WITHOUT_TOKENS, compat::SINGLE, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
+    accepts compat::OPENAI, compat::NOT_STORED, compat::WITHOUT_TOKENS, compat::SINGLE, compat::WITHOUT_TOOLS, compat::WITHOUT_THINKING, compat::PEERS;
 }
 
 shape! {
@@ -78,6 +88,11 @@ shape! {
         text: String = string();
         filename: Option<String> = string().optional();
     }
+}
+
+/// Paths of fields: names with `/` between them.
+fn response_fields() -> impl FieldType<Value = Vec<String>> {
+    string_list(MAX_RESPONSE_FIELDS, MAX_RESPONSE_FIELD_BYTES, "every field of an answer has a name")
 }
 
 /// A time in milliseconds.
@@ -119,8 +134,10 @@ impl LlamaCppFields {
             ..GenerationSettings::new(&params.sampling, asked)
         };
         let top = (n_probs > 0).then_some(n_probs);
-        let details = TokenDetails { has_ids: true, top, ..TokenDetails::default() };
-        let echo = LlamaCppEcho { prompts: texts, choices, return_tokens, settings };
+        let after_sampling = self.post_sampling_probs;
+        let details = TokenDetails { has_ids: true, top, after_sampling, ..TokenDetails::default() };
+        let response_fields = self.response_fields;
+        let echo = LlamaCppEcho { prompts: texts, choices, return_tokens, response_fields, settings };
         let scores = details.scores(false);
         let llama_cpp = Some(Box::new(echo));
         Ok(GenerateParams { more_prompts, choices, prompt_only, scores, details, llama_cpp, ..params })

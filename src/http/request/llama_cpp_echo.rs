@@ -13,6 +13,8 @@ pub(crate) struct LlamaCppEcho {
     /// How many answers each prompt has.
     pub(crate) choices: usize,
     pub(crate) return_tokens: bool,
+    /// Paths of the fields that a complete answer has; empty for all.
+    pub(crate) response_fields: Vec<String>,
     pub(crate) settings: GenerationSettings,
 }
 

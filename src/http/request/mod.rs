@@ -21,6 +21,7 @@ mod input_items;
 mod keep_alive;
 mod llama_cpp;
 mod llama_cpp_echo;
+mod logit_bias;
 mod messages;
 mod ollama;
 pub(super) mod prompt;
@@ -28,6 +29,7 @@ mod prompt_tokens;
 mod response_format;
 mod responses;
 mod sampling;
+mod sampling_texts;
 pub(super) mod schema;
 mod structural_tag;
 mod thinking;
@@ -58,6 +60,7 @@ pub(super) use self::{
     prompt_tokens::{EncodeOptions, ServedModel, Special},
     response_format::OutputConstraint,
     responses::ResponseCall,
+    sampling_texts::SamplingTexts,
     schema::{Fields, Ignored, ReadObject, Schemas},
     token_details::TokenDetails,
     tokenize::{ApplyTemplateRequest, DetokenizeRequest, Source, TokenizeRequest},

@@ -4,8 +4,13 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Value, json};
 
-use super::schema::{
-    FieldType, JsonType, Location, Modify, Schemas, check_count, counted, custom, string, whole,
+use super::{
+    compat,
+    messages::content,
+    schema::{
+        FieldType, JsonType, Location, Modify, Schemas, check_count, counted, custom, object, shape, string,
+        whole,
+    },
 };
 use crate::{http::field_error::FieldError, text::Conversation};
 
@@ -63,8 +68,10 @@ pub(super) const MAX_PROMPTS: usize = 64;
 
 /// OpenAI's `prompt` of completions: one prompt, or an array of them.
 pub(crate) fn prompts() -> impl FieldType<Value = Vec<Prompt>> {
-    custom(read_prompts::<MAX_PROMPTS>, prompts_schema::<MAX_PROMPTS>)
-        .named("Prompts", "A text, the ids of its tokens, or an array of either: a prompt each.")
+    custom(read_prompts::<MAX_PROMPTS>, prompts_schema::<MAX_PROMPTS>).named(
+        "Prompts",
+        "A text, the ids of its tokens, or an array of either: a prompt each. A text may be an object.",
+    )
 }
 
 /// Most texts between the token ids of a prompt: each is tokenized by itself.
@@ -75,13 +82,34 @@ const MAX_TEXTS: usize = 2048;
 
 /// OpenAI's `input` of embeddings: one text, or an array of them.
 pub(crate) fn texts() -> impl FieldType<Value = Vec<Prompt>> {
-    custom(read_prompts::<MAX_TEXTS>, prompts_schema::<MAX_TEXTS>)
-        .named("Texts", "A text, the ids of its tokens, or an array of either: a text each.")
+    custom(read_prompts::<MAX_TEXTS>, prompts_schema::<MAX_TEXTS>).named(
+        "Texts",
+        "A text, the ids of its tokens, or an array of either: a text each. A text may be an object.",
+    )
+}
+
+shape! {
+    /// A text as an object, as llama-server has it: one of the two fields.
+    pub(crate) struct TextObject {
+        prompt_string: Option<String> = string().optional();
+        content: Option<String> = content().optional();
+    }
+    accepts compat::TEXT_OBJECT;
+}
+
+fn text_object() -> impl FieldType<Value = String> {
+    object::<TextObject>().try_map(|object, at| match (object.prompt_string, object.content) {
+        (Some(text), None) | (None, Some(text)) => Ok(text),
+        (Some(_), Some(_)) => {
+            Err(FieldError::conflict(at.field("content").path(), at.field("prompt_string").path()))
+        }
+        (None, None) => Err(at.field("prompt_string").missing()),
+    })
 }
 
 fn read_prompts<const MAX: usize>(value: Value, at: &Location) -> Result<Vec<Prompt>, FieldError> {
     match value {
-        Value::Array(items) if matches!(items.first(), Some(Value::String(_) | Value::Array(_))) => {
+        Value::Array(items) if items.first().is_some_and(|first| !first.is_number()) => {
             check_count(items.len(), &(1..=MAX), at)?;
             let items = items.into_iter().enumerate();
             items.map(|(index, item)| read_one(item, &at.item(index))).collect()
@@ -93,8 +121,9 @@ fn read_prompts<const MAX: usize>(value: Value, at: &Location) -> Result<Vec<Pro
 fn prompts_schema<const MAX: usize>(schemas: &mut Schemas) -> Value {
     let text = string().bytes(1..=usize::MAX).schema(schemas);
     let ids = token_ids().items(1..=usize::MAX).schema(schemas);
-    let each = json!({ "oneOf": [text, ids, mixed_schema()] });
-    json!({ "oneOf": [text, ids, mixed_schema(), counted(each, &(1..=MAX))] })
+    let object = text_object().schema(schemas);
+    let each = json!({ "oneOf": [text, ids, mixed_schema(), object] });
+    json!({ "oneOf": [text, ids, mixed_schema(), object, counted(each, &(1..=MAX))] })
 }
 
 /// A prompt: a string, an array of token ids, or an array of one of either; not empty.
@@ -105,7 +134,7 @@ pub(crate) fn prompt() -> impl FieldType<Value = Prompt> {
 
 fn read_prompt(value: Value, at: &Location) -> Result<Prompt, FieldError> {
     match value {
-        Value::Array(mut items) if matches!(items.first(), Some(Value::String(_) | Value::Array(_))) => {
+        Value::Array(mut items) if items.first().is_some_and(|first| !first.is_number()) => {
             if items.len() > 1 {
                 let prompts = items.len();
                 return Err(at.invalid(format!(
@@ -129,6 +158,7 @@ fn read_one(value: Value, at: &Location) -> Result<Prompt, FieldError> {
             read_mixed(items, at)
         }
         ids @ Value::Array(_) => token_ids().read(ids, at).map(Prompt::Ids),
+        value @ Value::Object(_) => read_one(Value::String(text_object().read(value, at)?), at),
         other => Err(at.wrong_type("a string or an array of token ids", &other)),
     }
 }
@@ -166,9 +196,10 @@ fn mixed_schema() -> Value {
 fn prompt_schema(schemas: &mut Schemas) -> Value {
     let text = string().bytes(1..=usize::MAX).schema(schemas);
     let ids = token_ids().items(1..=usize::MAX).schema(schemas);
-    let one_text = counted(text.clone(), &(1..=1));
+    let object = text_object().schema(schemas);
+    let one_text = counted(json!({ "oneOf": [text, object] }), &(1..=1));
     let one_of_ids = counted(json!({ "oneOf": [ids, mixed_schema()] }), &(1..=1));
-    json!({ "oneOf": [text, ids, mixed_schema(), one_text, one_of_ids] })
+    json!({ "oneOf": [text, ids, mixed_schema(), object, one_text, one_of_ids] })
 }
 
 /// An array of token ids.

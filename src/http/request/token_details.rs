@@ -29,6 +29,8 @@ pub(crate) struct TokenDetails {
     pub(crate) top: Option<usize>,
     /// The same for the prompt.
     pub(crate) prompt_top: Option<usize>,
+    /// Whether the probabilities are those that the sampler draws from, not the model's.
+    pub(crate) after_sampling: bool,
 }
 
 impl TokenFields {
@@ -39,6 +41,7 @@ impl TokenFields {
             names_ids: self.return_tokens_as_token_ids,
             top,
             prompt_top: self.prompt_logprobs,
+            after_sampling: false,
         }
     }
 }
@@ -47,7 +50,8 @@ impl TokenDetails {
     /// What the model has to score for an answer that begins with its prompt if it has `echo`.
     pub(super) fn scores(&self, echo: bool) -> Option<LogprobOptions> {
         let top = self.top.max(self.prompt_top)?;
-        Some(LogprobOptions { top, prompt: self.prompt_top.is_some() || (echo && self.top.is_some()) })
+        let prompt = self.prompt_top.is_some() || (echo && self.top.is_some());
+        Some(LogprobOptions { top, prompt, after_sampling: self.after_sampling })
     }
 
     /// Checks that a stream can have them.

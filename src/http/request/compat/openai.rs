@@ -21,14 +21,14 @@ compat_fields! {
         "store": off(false), "only /v1/responses stores answers";
     }
 
+    /// In a text that is sent as an object.
+    pub(crate) TEXT_OBJECT {
+        "multimodal_data": off([]);
+    }
+
     /// In `/v1/completions`.
     pub(crate) COMPLETIONS {
         "add_special_tokens": off(true), "send token ids as prompt";
-    }
-
-    /// In llama-server's own routes: answers have no probabilities after sampling.
-    pub(crate) LLAMA_CPP {
-        "post_sampling_probs": off(false);
     }
 
     /// Fields for tools, in routes without tools.

@@ -44,9 +44,8 @@ compat_fields! {
         "stop_regex": off([], ""), "use stop";
         "ban_eos_token": off(false), "use ignore_eos";
         // Tokens that are allowed.
-        "bad_words", "bad_words_ids": off([]), "use logit_bias";
-        "allowed_token_ids": unsupported(), "use logit_bias";
-        "custom_token_bans": off("", []), "use logit_bias";
+        "bad_words_ids": off([]), "use bad_words";
+        "custom_token_bans": off("", []), "use bad_words";
         "logits_processors": off([]);
         "custom_logit_processor": unsupported();
         "watermark": off(false);
