@@ -132,7 +132,7 @@ settings! {
 
     /// Further models
     models: Models {
-        /// Further names of models in requests, separated by commas, such as `gpt-4o=demo`
+        /// Further names of models in requests, separated by commas, such as `gpt-4o=demo`; `*=demo` is for every other name
         aliases: Aliases, unset "no further names", expect "ALIAS=MODEL, separated by commas, such as gpt-4o=demo";
         /// Directory whose subdirectories are served as well, loaded on demand
         dir: Option<PathBuf>, unset "only the model of model.path", expect "a directory of models",

@@ -13,6 +13,7 @@ pub fn request(body: &[u8]) -> bool {
     ["", "{{ tools }}[TOOL_CALLS]", "{{ tools }}<arg_key>"].into_iter().any(|template| {
         let context = RequestContext {
             vocabulary: 4096,
+            end_tokens: &[2],
             deadlines: Deadlines { queue: Duration::from_secs(60), total: Duration::from_secs(600) },
             tools: ToolContext { format: ToolSupport::of(template).format(), is_marker_special: false },
             sampling: SamplingDefaults::default(),

@@ -11,6 +11,9 @@ use super::{
 };
 use crate::{job::ModelId, text::Text};
 
+/// The alias of every name that is not known.
+const ANY_NAME: &str = "*";
+
 /// What Ollama's clients add to names.
 const LATEST: &str = ":latest";
 
@@ -23,7 +26,7 @@ pub(crate) type ModelEntry = Result<Arc<Text>, Unavailable>;
 pub struct ModelRegistry {
     /// The first is the default model.
     entries: Arc<[ModelEntry]>,
-    /// Further names, with the ids that they stand for.
+    /// Further names, with the ids that they stand for; `*` is every other name.
     aliases: Arc<BTreeMap<String, String>>,
     /// What is served beside the models.
     pub(crate) adapters: AdapterRegistry,
@@ -101,7 +104,7 @@ impl ModelRegistry {
             return (id, None);
         }
         let parts = name.rsplit_once(':').and_then(|(model, adapter)| Some((exact(model)?, Some(adapter))));
-        parts.unwrap_or((name, None))
+        parts.unwrap_or_else(|| (self.aliases.get(ANY_NAME).map_or(name, String::as_str), None))
     }
 
     /// The adapter in the name of a requested model.
@@ -201,6 +204,21 @@ mod tests {
             [("a", "a"), ("gpt", "b"), ("b:latest", "b"), ("gpt:latest", "b"), ("other", "other")]
         {
             assert_eq!(registry.resolve(name), id);
+        }
+    }
+
+    #[test]
+    fn an_asterisk_stands_for_every_other_name() {
+        let pairs = [("*".to_owned(), "b".to_owned()), ("gpt".to_owned(), "a".to_owned())];
+        let registry = registry().with_aliases(&pairs).unwrap();
+        for (name, parts) in [
+            ("a", ("a", None)),
+            ("gpt", ("a", None)),
+            ("other", ("b", None)),
+            ("other:latest", ("b", None)),
+            ("a:x", ("a", Some("x"))),
+        ] {
+            assert_eq!(registry.split(name), parts);
         }
     }
 

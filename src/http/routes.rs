@@ -10,14 +10,14 @@ use super::{
     error_shape::ErrorShape,
     formats::{
         AnthropicMessage, ApiFormat, Chat, ChatCompletion, ChatCompletionChunk, Completion, CompletionRoute,
-        Completions, CountedTokens, GenerateLite, Generated, GeneratedDelta, InfillRoute, LlamaCompletion,
-        LlamaCompletions, LlamaFormat, MessageEvent, Messages, OllamaChat, OllamaChatAnswer, OllamaGenerate,
-        OllamaGenerated, Response, ResponseEvent, Responses,
+        Completions, CountedTokens, GenerateLite, Generated, GeneratedDelta, InfillRoute, LlamaCompletions,
+        LlamaFormat, MessageEvent, Messages, OllamaChat, OllamaChatAnswer, OllamaGenerate, OllamaGenerated,
+        ReducedCompletion, Response, ResponseEvent, Responses,
     },
     handlers::{
         adapters::{self, ScannedAdapters},
         admin::{self, CommandAnswer, Draining, DrainingNode, LogLevel},
-        embeddings::{self, EmbeddingList, OllamaEmbedding, OllamaEmbeddings, Reranked},
+        embeddings::{self, EmbeddingList, OllamaEmbedding, OllamaEmbeddings, RerankAnswer},
         generate::{count_tokens, generate},
         health::{self, Load, Status, Version},
         llama_cpp::{self, LlamaProps, LlamaSlot},
@@ -31,8 +31,8 @@ use super::{
         tokenize::{self, Detokenized, RenderedPrompt, Tokenized, TokenizerInfo},
     },
     request::{
-        ApplyTemplateRequest, CacheRequest, DetokenizeRequest, EmbeddingRequest, LoadRequest, LogRequest,
-        MessagesRequest, OllamaChatRequest, OllamaEmbedRequest, OllamaEmbeddingsRequest,
+        ApplyTemplateRequest, CacheRequest, ChatRequest, DetokenizeRequest, EmbeddingRequest, LoadRequest,
+        LogRequest, MessagesRequest, OllamaChatRequest, OllamaEmbedRequest, OllamaEmbeddingsRequest,
         OllamaGenerateRequest, RerankRequest, ResponseCall, ShowRequest, TokenizeRequest,
     },
     route::{Example, Route},
@@ -92,6 +92,19 @@ fn openai() -> Vec<Route> {
         )
         .body::<ResponseCall>([("text", "A text", json!({ "input": "Good morning" }))])
         .answers::<CountedTokens>("The number of tokens."),
+        Route::new(
+            POST,
+            "/v1/chat/completions/input_tokens",
+            "The number of tokens of a request of /v1/chat/completions",
+            count_tokens::<ChatRequest>,
+        )
+        .also_on(&["/chat/completions/input_tokens"])
+        .body::<ChatRequest>([(
+            "text",
+            "A text",
+            json!({ "messages": [{ "role": "user", "content": "Good morning" }] }),
+        )])
+        .answers::<CountedTokens>("The number of tokens."),
         Route::new(POST, "/v1/embeddings", "OpenAI's embeddings", embeddings::embeddings)
             .also_on(&["/embeddings"])
             .body::<EmbeddingRequest>([("texts", "Two texts", json!({ "input": ["rain", "sun"] }))])
@@ -112,7 +125,7 @@ fn openai() -> Vec<Route> {
         )])
         .errors(EMBEDDING_ERRORS)
         .errors(WORKER_ERRORS)
-        .answers::<Reranked<'_>>("The documents."),
+        .answers::<RerankAnswer<'_>>("The documents."),
         Route::new(GET, "/v1/responses/{id}", "A stored response", stored_responses::read)
             .parameter("id", "The id of the response.")
             .answers::<Response<'_>>("The response.")
@@ -239,10 +252,10 @@ fn llama_server() -> Vec<Route> {
             [("prompt", "A prompt", prompt), ("probabilities", "Two prompts, with probabilities", probs)],
         )
         .details(stream)
-        .answers_or_streams::<LlamaCompletions<'_>, LlamaCompletion<'_>>("The answer."),
+        .answers_or_streams::<LlamaCompletions<'_>, ReducedCompletion<'_>>("The answer."),
         generating::<LlamaFormat<InfillRoute>>("The text between two others, as in llama-server", [])
             .details(stream)
-            .answers_or_streams::<LlamaCompletions<'_>, LlamaCompletion<'_>>("The answer."),
+            .answers_or_streams::<LlamaCompletions<'_>, ReducedCompletion<'_>>("The answer."),
         Route::new(GET, "/props", "llama-server's properties of the default model", llama_cpp::props)
             .access(Access::Unmetered)
             .answers::<LlamaProps<'_>>("The properties."),

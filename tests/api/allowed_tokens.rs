@@ -7,19 +7,21 @@ use crate::support::{
     server::{Server, ServerOptions},
 };
 
-const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
 
 const PROMPT: &str = "Translate to Hindi: Good morning, friend.";
 
 /// The text and the token ids of the demonstration model's most probable answer.
 async fn answer(program: &Program, fields: Value) -> (String, Vec<u64>) {
-    let mut body = json!({ "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "return_token_ids": true });
+    let messages = json!([{ "role": "user", "content": PROMPT }]);
+    let mut body =
+        json!({ "messages": messages, "max_tokens": 12, "temperature": 0, "return_token_ids": true });
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    let (status, answer) = program.ask(COMPLETIONS, &body).await;
+    let (status, answer) = program.ask(CHAT, &body).await;
     assert_eq!(status, 200, "{answer}");
     let choice = &answer["choices"][0];
     let ids = choice["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
-    (choice["text"].as_str().unwrap().to_owned(), ids)
+    (choice["message"]["content"].as_str().unwrap().to_owned(), ids)
 }
 
 #[tokio::test]
@@ -55,10 +57,9 @@ async fn a_bias_may_be_for_the_tokens_of_a_text_and_may_forbid_them() {
 #[tokio::test]
 async fn texts_with_a_bias_may_not_have_more_tokens_than_ids_may_have_biases() {
     let server = Server::start(ServerOptions::default());
-    let texts: Vec<Value> = (0..40).map(|n| json!([format!("{n}{}", "a!b?c.d,".repeat(24)), 1])).collect();
+    let texts: Vec<Value> = (0..200).map(|n| json!([format!("{n} q!w?e.r,t;y:u-i_o=p+Z/X(C"), 1])).collect();
     let messages = json!([{ "role": "user", "content": "Please" }]);
-    let (status, answer) =
-        server.ask("/v1/chat/completions", &json!({ "messages": messages, "logit_bias": texts })).await;
+    let (status, answer) = server.ask(CHAT, &json!({ "messages": messages, "logit_bias": texts })).await;
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("logit_bias")), "{answer}");
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.contains("more than 1024 tokens"), "{message}");

@@ -107,6 +107,28 @@ async fn documents_are_ordered_by_their_similarity_to_the_query() {
 }
 
 #[tokio::test]
+async fn texts_are_ordered_as_text_embeddings_inference_orders_them() {
+    let program = Program::start(&[]).await;
+    let texts = json!(["Where is the station?", "Good morning, friend."]);
+    let body =
+        json!({ "query": "Good morning, friend.", "texts": texts, "return_text": true, "raw_scores": false });
+    let answer = ask(&program, "/rerank", &body).await;
+    assert_eq!(answer.as_array().unwrap().len(), 2, "{answer}");
+    assert_eq!((&answer[0]["index"], &answer[0]["text"]), (&json!(1), &texts[1]));
+    assert!(answer[0]["score"].as_f64() > answer[1]["score"].as_f64(), "{answer}");
+    let plain = ask(&program, "/rerank", &with(body, &json!({ "return_text": false, "top_n": 9 }))).await;
+    assert!(plain[1].get("text").is_none(), "{plain}");
+    for (wrong, code) in [
+        (json!({ "query": "a" }), "missing_field"),
+        (json!({ "query": "a", "texts": ["b"], "documents": ["b"] }), "invalid_value"),
+        (json!({ "query": "a", "texts": [] }), "invalid_value"),
+    ] {
+        let (status, answer) = program.ask("/rerank", &wrong).await;
+        assert_eq!((status, &answer["error"]["code"]), (400, &json!(code)), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_long_list_is_computed_in_turn_and_a_queue_with_one_place_is_enough() {
     let program = Program::start(&["--queue", "1"]).await;
     let texts: Vec<String> = (0..40).map(|number| format!("Text {number}")).collect();

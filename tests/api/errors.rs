@@ -151,7 +151,10 @@ async fn wrong_types_and_values_are_reported_with_their_path() {
 async fn invalid_prompts_and_messages_are_refused() {
     let server = Server::start(ServerOptions::default());
     for (prompt, code, param) in [
-        (json!({}), "invalid_type", "prompt"),
+        (json!({}), "missing_field", "prompt.prompt_string"),
+        (json!({ "content": 7 }), "invalid_type", "prompt.content"),
+        (json!({ "prompt_string": "" }), "empty_prompt", "prompt"),
+        (json!({ "prompt_string": "a", "image": 1 }), "unknown_field", "prompt.image"),
         (json!(["a", ["b"]]), "invalid_type", "prompt[1][0]"),
         (json!([[1], "a", 7]), "invalid_type", "prompt[2]"),
         (json!([1, true]), "invalid_type", "prompt[1]"),

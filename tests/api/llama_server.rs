@@ -88,6 +88,12 @@ async fn several_prompts_get_an_array_of_answers() {
     assert_eq!(server.ask(COMPLETION, &mixed).await.0, 200);
     let read = server.last_job().prompt;
     assert!(read.starts_with(&[40, 41]) && read.contains(&42) && read.len() > 5, "{read:?}");
+    let settings = json!({ "prompt": "Please", "n_predict": 2, "logit_bias": [[5, -3], [6, false]], "ignore_eos": true });
+    let settings = server.ask(COMPLETION, &settings).await.1["generation_settings"]["logit_bias"].clone();
+    let biases: Vec<_> =
+        settings.as_array().unwrap().iter().map(|one| (&one["token"], &one["bias"])).collect();
+    assert_eq!(biases[..2], [(&json!(5), &json!(-3.0)), (&json!(6), &Value::Null)]);
+    assert!(biases.len() > 2 && biases[2..].iter().all(|(_, bias)| bias.is_null()), "end tokens: {settings}");
     let two = server.ask(COMPLETION, &json!({ "prompt": "Please", "n_cmpl": 2 })).await.1;
     assert_eq!((&two[0]["prompt"], &two[1]["prompt"]), (&json!("Please"), &json!("Please")));
 }

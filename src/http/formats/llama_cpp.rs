@@ -4,7 +4,13 @@ use std::{marker::PhantomData, slice};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        ObjectBuilder, Ref, RefOr, Schema,
+        schema::{AdditionalProperties, AnyOfBuilder},
+    },
+};
 
 use super::{
     format::{ApiFormat, ResponseMeta, to_json},
@@ -24,12 +30,28 @@ pub(crate) enum LlamaCompletions<'a> {
 }
 
 /// One answer, or those of its fields that the request names in `response_fields`, by their paths.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
 #[serde(untagged)]
 pub(crate) enum ReducedCompletion<'a> {
     Whole(LlamaCompletion<'a>),
-    #[schema(value_type = Object)]
     Reduced(Map<String, Value>),
+}
+
+/// Not derived: that would describe alternatives of which an answer has exactly one, and a whole answer is an object as well.
+impl PartialSchema for ReducedCompletion<'_> {
+    fn schema() -> RefOr<Schema> {
+        let reduced = ObjectBuilder::new()
+            .description(Some("The fields that `response_fields` names, by their paths."))
+            .additional_properties(Some(AdditionalProperties::FreeForm(true)));
+        AnyOfBuilder::new().item(Ref::from_schema_name(LlamaCompletion::name())).item(reduced).into()
+    }
+}
+
+impl ToSchema for ReducedCompletion<'_> {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((LlamaCompletion::name().into(), LlamaCompletion::schema()));
+        LlamaCompletion::schemas(schemas);
+    }
 }
 
 /// One answer; in a stream, one of its events.

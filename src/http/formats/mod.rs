@@ -22,7 +22,7 @@ pub(super) use self::{
     completions::{Completion, Completions},
     format::{ApiFormat, ResponseMeta, to_json},
     generate_lite::{GenerateLite, Generated, GeneratedDelta},
-    llama_cpp::{CompletionRoute, InfillRoute, LlamaCompletion, LlamaCompletions, LlamaFormat},
+    llama_cpp::{CompletionRoute, InfillRoute, LlamaCompletions, LlamaFormat, ReducedCompletion},
     ollama::{OllamaChat, OllamaChatAnswer, OllamaGenerate, OllamaGenerated},
     responses::{Response, ResponseEvent, Responses},
     sse::SseEvents,

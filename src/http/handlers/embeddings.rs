@@ -66,6 +66,25 @@ struct EmbeddingUsage {
     total_tokens: usize,
 }
 
+/// Documents in the order of their similarity to a query; an array for a request with `texts`.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum RerankAnswer<'a> {
+    Documents(Reranked<'a>),
+    Texts(Vec<RankedText>),
+}
+
+/// A text and its similarity.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RankedText {
+    /// Of the text in the request.
+    index: usize,
+    /// The cosine of the angle between the embeddings of query and text.
+    score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+}
+
 /// Documents in the order of their similarity to a query.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Reranked<'a> {
@@ -143,26 +162,39 @@ pub(crate) async fn embeddings(mut from: ApiRequest) -> Result<HttpResponse, Api
 
 /// `POST /v1/rerank`.
 pub(crate) async fn rerank(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
-    let Taken { text, adapter, value: request, share: _share, ignored } =
-        from.take(|request: RerankRequest, _| Ok(request)).await?;
+    let taken = from.take(|mut request: RerankRequest, _| {
+        let texts = request.take_texts()?;
+        Ok((request, texts))
+    });
+    let Taken { text, adapter, value, share: _share, ignored } = taken.await?;
+    let (request, (documents, as_texts)) = value;
     let terms = EmbeddingTerms { pooling: request.pooling, ..EmbeddingTerms::default() };
-    let texts = [&request.query].into_iter().chain(&request.documents).cloned().map(Prompt::Text).collect();
+    let texts = [&request.query].into_iter().chain(&documents).cloned().map(Prompt::Text).collect();
     let (embedded, usage) = Embedder::new(&from, (&text, adapter.as_deref()), terms)?.embed(texts).await?;
-    let Some((query, documents)) = embedded.split_first() else { return Err(empty("query")) };
-    let scores = documents.iter().map(|document| dot(query, document));
-    let mut results: Vec<_> = scores
-        .zip(request.documents)
-        .enumerate()
-        .map(|(index, (relevance_score, text))| RerankedDocument {
+    let Some((query, embedded)) = embedded.split_first() else { return Err(empty("query")) };
+    let scores = embedded.iter().map(|document| dot(query, document));
+    let mut ranked: Vec<_> = scores.zip(documents).enumerate().collect();
+    ranked.sort_by(|(_, (one, _)), (_, (other, _))| other.total_cmp(one));
+    ranked.truncate(request.top_n.unwrap_or(usize::MAX));
+    let ranked = ranked.into_iter();
+    let answer = if as_texts {
+        let with_text = request.return_text;
+        RerankAnswer::Texts(
+            ranked
+                .map(|(index, (score, text))| RankedText { index, score, text: with_text.then_some(text) })
+                .collect(),
+        )
+    } else {
+        let with_text = request.return_documents;
+        let results = ranked.map(|(index, (relevance_score, text))| RerankedDocument {
             index,
             relevance_score,
-            document: request.return_documents.then_some(DocumentText { text }),
-        })
-        .collect();
-    results.sort_by(|one, other| other.relevance_score.total_cmp(&one.relevance_score));
-    results.truncate(request.top_n.unwrap_or(usize::MAX));
-    let id = format!("rerank-{}", from.state.executor.new_id().0);
-    Ok(ignored.name_in(HttpResponse::Ok().json(Reranked { id, model: &text.card().id, results, usage })))
+            document: with_text.then_some(DocumentText { text }),
+        });
+        let id = format!("rerank-{}", from.state.executor.new_id().0);
+        RerankAnswer::Documents(Reranked { id, model: &text.card().id, results: results.collect(), usage })
+    };
+    Ok(ignored.name_in(HttpResponse::Ok().json(answer)))
 }
 
 /// `POST /api/embed`.

@@ -103,7 +103,7 @@ async fn loaded<F: ApiFormat>(
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(format.loaded()))
 }
 
-/// `POST /v1/messages/count_tokens` and `/v1/responses/input_tokens`.
+/// `POST /v1/messages/count_tokens`, `/v1/responses/input_tokens` and `/v1/chat/completions/input_tokens`.
 pub(crate) async fn count_tokens<R: GenerateRequest>(mut from: ApiRequest) -> Result<HttpResponse, ApiError> {
     let server = from.state.clone();
     let owner = auth::key(&from.http).map(|key| key.name().to_owned());
@@ -123,6 +123,7 @@ fn resolve<R: GenerateRequest>(
 ) -> Result<GenerateParams, ApiError> {
     let context = RequestContext {
         vocabulary: text.card().vocabulary,
+        end_tokens: &text.card().end_tokens,
         deadlines: state.deadlines(),
         tools: text.into(),
         sampling: state.sampling_defaults(text),

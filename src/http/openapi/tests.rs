@@ -157,6 +157,7 @@ fn check_schema<R: ReadObject>(fields: &[(Index, Value)], base: &Value) -> Resul
 
 static CONTEXT: LazyLock<RequestContext<'_>> = LazyLock::new(|| RequestContext {
     vocabulary: 100,
+    end_tokens: &[2],
     deadlines: Deadlines { queue: Duration::from_secs(1), total: Duration::from_secs(2) },
     tools: ToolContext { format: ToolSupport::of("").format(), is_marker_special: false },
     sampling: SamplingDefaults::default(),

@@ -8,7 +8,10 @@ use super::{
     prompt::{Prompt, texts},
     schema::{FieldType, Modify, array, boolean, integer, integer_from, one_of, shape, string},
 };
-use crate::job::{KeepAlive, Pooling, Priority};
+use crate::{
+    http::field_error::FieldError,
+    job::{KeepAlive, Pooling, Priority},
+};
 
 /// Most documents of one request.
 const MAX_DOCUMENTS: usize = 1024;
@@ -37,17 +40,21 @@ shape! {
 }
 
 shape! {
-    /// A request of `/v1/rerank`, as Jina, Cohere and vLLM have it.
+    /// A request of `/v1/rerank`, as Jina, Cohere and vLLM have it, or with `texts` as Text Embeddings Inference has it.
     pub(crate) struct RerankRequest {
         query: String = string();
         /// The texts to order: at most 1024.
-        documents: Vec<String> = array(string()).items(1..=MAX_DOCUMENTS);
+        documents: Option<Vec<String>> = array(string()).items(1..=MAX_DOCUMENTS).optional();
+        /// The same in the shape of Text Embeddings Inference: the answer is an array of scores.
+        texts: Option<Vec<String>> = array(string()).items(1..=MAX_DOCUMENTS).optional();
         /// Id of a model of `GET /v1/models`; by default the first of them.
         _model as "model": Option<String> = string().optional();
         /// How many of the best documents are sent; by default all.
         top_n: Option<usize> = integer(1..=MAX_DOCUMENTS).optional();
         /// Whether each result has its text.
         return_documents: bool = boolean().or(false);
+        /// The same for `texts`.
+        return_text: bool = boolean().or(false);
         /// How the hidden states become an embedding; by default `engine.pooling`.
         pooling: Option<Pooling> = pooling().optional();
     }
@@ -73,6 +80,18 @@ shape! {
         keep_alive: Option<KeepAlive> = keep_alive().optional();
     }
     accepts compat::OLLAMA_EMBED;
+}
+
+impl RerankRequest {
+    /// The texts to order, and whether they are in the shape of Text Embeddings Inference.
+    pub(crate) fn take_texts(&mut self) -> Result<(Vec<String>, bool), FieldError> {
+        match (self.documents.take(), self.texts.take()) {
+            (Some(documents), None) => Ok((documents, false)),
+            (None, Some(texts)) => Ok((texts, true)),
+            (Some(_), Some(_)) => Err(FieldError::conflict("texts", "documents")),
+            (None, None) => Err(FieldError::Missing { param: "documents".into() }),
+        }
+    }
 }
 
 /// How embeddings are written.

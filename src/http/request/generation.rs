@@ -166,6 +166,8 @@ pub(crate) trait GenerateRequest: ReadObject {
 pub(crate) struct RequestContext<'a> {
     /// Number of token ids of the model.
     pub(crate) vocabulary: usize,
+    /// Tokens that end an answer of the model.
+    pub(crate) end_tokens: &'a [u32],
     /// Defaults, and the longest that a request may ask for.
     pub(crate) deadlines: Deadlines,
     pub(crate) tools: ToolContext,

@@ -9,7 +9,7 @@ use super::{
         max_tokens_or_none,
     },
     infill,
-    llama_cpp_echo::{GenerationSettings, LlamaCppEcho},
+    llama_cpp_echo::{GenerationSettings, LlamaCppEcho, TokenBias},
     prompt::{MAX_PROMPTS, Prompt, prompts},
     schema::{FieldType, Modify, array, boolean, integer, number, object, shape, string, string_list},
     token_details::TokenDetails,
@@ -126,8 +126,13 @@ impl LlamaCppFields {
         // The model generates at least one token.
         let route = RouteParams::new(first, asked.map(|most| most.max(Tokens(1))));
         let params = generation.resolve(route, context)?;
+        let biased = params.sampling.logit_bias.iter().map(|(token, bias)| (*token, Some(*bias)));
+        let ends = context.end_tokens.iter().filter(|_| ignore_eos);
+        let banned = params.sampling.banned.iter().flatten().chain(ends).map(|token| (*token, None));
+        let logit_bias = biased.chain(banned).map(|(token, bias)| TokenBias { token, bias }).collect();
         let settings = GenerationSettings {
             n_probs,
+            logit_bias,
             stop: params.stop.clone(),
             ignore_eos,
             stream,

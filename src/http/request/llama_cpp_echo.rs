@@ -34,9 +34,20 @@ pub(crate) struct GenerationSettings {
     pub(super) frequency_penalty: f32,
     pub(super) dry_multiplier: f32,
     pub(super) n_probs: usize,
+    /// Of token ids; with `ignore_eos`, also that of the end tokens.
+    pub(super) logit_bias: Vec<TokenBias>,
     pub(super) stop: Vec<String>,
     pub(super) ignore_eos: bool,
     pub(super) stream: bool,
+}
+
+/// The bias of a token.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(crate) struct TokenBias {
+    pub(super) token: u32,
+    /// Null for tokens that an answer does not have.
+    #[schema(required)]
+    pub(super) bias: Option<f32>,
 }
 
 impl GenerationSettings {
@@ -55,6 +66,7 @@ impl GenerationSettings {
             frequency_penalty: sampling.frequency_penalty,
             dry_multiplier: sampling.dry.as_ref().map_or(0.0, |dry| dry.multiplier),
             n_probs: 0,
+            logit_bias: Vec::new(),
             stop: Vec::new(),
             ignore_eos: false,
             stream: false,

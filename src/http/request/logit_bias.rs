@@ -1,6 +1,6 @@
 //! `logit_bias`: tokens by their ids, as OpenAI has it, or all tokens of a text, as llama-server has it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ fn token_id() -> impl FieldType<Value = u32> {
     integer(0..=u32::MAX)
 }
 
-/// The same token may be written in several ways ("7", "07"), and several biases for it would be ambiguous.
+/// The same token may be written in several ways ("7", "07"), and different biases for it would be ambiguous. Equal ones count once.
 fn read_biases(value: Value, at: &Location) -> Result<Vec<LogitBias>, FieldError> {
     let entries = match &value {
         Value::Object(biases) => biases.len(),
@@ -58,19 +58,23 @@ fn read_biases(value: Value, at: &Location) -> Result<Vec<LogitBias>, FieldError
             "{entries} entries, at most {MAX_BIASES}; to restrict an answer to some characters, send regex or grammar"
         )));
     }
-    let mut seen = HashSet::with_capacity(entries);
+    let mut seen: HashMap<BiasTarget, Option<Option<f32>>> = HashMap::with_capacity(entries);
     let mut taken = Vec::with_capacity(entries);
     let mut add = |target: BiasTarget, bias: Value, at: &Location| {
-        if !seen.insert(target.clone()) {
-            return Err(at.invalid(match target {
-                BiasTarget::Token(id) => format!("token {id} has more than one bias"),
-                BiasTarget::Text(text) => format!("{text:?} has more than one bias"),
-            }));
-        }
-        match bias {
-            Value::Null => {}
-            Value::Bool(false) => taken.push((target, None)),
-            bias => taken.push((target, Some(self::bias().read(bias, at)?))),
+        let bias = match bias {
+            Value::Null => None,
+            Value::Bool(false) => Some(None),
+            bias => Some(Some(self::bias().read(bias, at)?)),
+        };
+        match seen.insert(target.clone(), bias) {
+            None => taken.extend(bias.map(|bias| (target, bias))),
+            Some(same) if same == bias => {}
+            Some(_) => {
+                return Err(at.invalid(match target {
+                    BiasTarget::Token(id) => format!("token {id} has more than one bias"),
+                    BiasTarget::Text(text) => format!("{text:?} has more than one bias"),
+                }));
+            }
         }
         Ok(())
     };
@@ -157,7 +161,7 @@ mod tests {
 
     #[test]
     fn biases_may_be_a_list_of_pairs_as_in_llama_cpp() {
-        assert_eq!(biases(json!([[1, 1], [3.0, -2.5]])).unwrap(), [token(1, 1.0), token(3, -2.5)]);
+        assert_eq!(biases(json!([[1, 1], [3.0, -2.5], [1, 1]])).unwrap(), [token(1, 1.0), token(3, -2.5)]);
         for (wrong, param) in [
             (json!([[1, 1], [1, 2]]), "logit_bias[1]"),
             (json!([["a", 1], ["a", 2]]), "logit_bias[1]"),

@@ -142,7 +142,7 @@ compat_fields! {
         "add_special_tokens", "truncate": off(true);
         "truncate_prompt_tokens", "truncation": off(-1, false), "send shorter texts";
         "rank_fields", "max_chunks_per_doc", "max_tokens_per_doc": unsupported(), "send shorter texts";
-        "late_chunking": off(false);
+        "late_chunking", "raw_scores": off(false);
         "task": any(String);
     }
 
