@@ -206,6 +206,8 @@ struct Summary<'a> {
     output: &'a Path,
     parameters: u64,
     weight_bytes: u64,
+    /// How many of them an earlier run had written, which was killed.
+    continued_bytes: u64,
     bits_per_weight: f64,
     seconds: f64,
     /// Peak resident memory of this process.
@@ -302,6 +304,7 @@ impl<'a> Summary<'a> {
             output: &report.output,
             parameters: report.parameters,
             weight_bytes: report.weight_bytes.0,
+            continued_bytes: report.continued.0,
             bits_per_weight: report.bits_per_weight(),
             seconds: time.as_secs_f64(),
             peak_memory_bytes: peak_memory().map(|peak| peak.0),
@@ -323,6 +326,13 @@ impl<'a> Summary<'a> {
         )?;
         let peak = self.peak_memory_bytes.map(|peak| format!(", peak memory {}", Bytes(peak)));
         writeln!(out, "  in {:.1} s{}", self.seconds, peak.unwrap_or_default())?;
+        if self.continued_bytes > 0 {
+            let continued = Bytes(self.continued_bytes);
+            writeln!(
+                out,
+                "  continued: an earlier export, which was killed, had written {continued} of the weights"
+            )?;
+        }
         if !self.kept.is_empty() {
             writeln!(out, "  other formats: {}", self.kept.join(", "))?;
         }

@@ -97,6 +97,7 @@ mod torch;
 mod unmerged;
 mod weights;
 mod write_weights;
+mod written_pieces;
 
 pub use self::{
     adapter::AdapterError,

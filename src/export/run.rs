@@ -7,14 +7,15 @@ use sha2::{Digest, Sha256};
 use super::{
     ExportError, Keep, Layout, Options, Source, Storage,
     adapter_base::{self, AdapterBase},
-    data_layout::DATA_FILE,
+    data_layout::{DATA_FILE, DataLayout},
     emit::{Emitted, Precision, emit},
     genai,
     load_sources::LoadedSources,
     progress::{Progress, Stage},
     provenance,
-    staging::{self, Staging},
-    write_weights::{Fill, write_weights},
+    staging::{self, Staging, StagingError},
+    write_weights::{Fill, pieces, write_weights},
+    written_pieces::{self, WrittenPieces},
 };
 use crate::{
     files,
@@ -31,6 +32,8 @@ pub struct Report {
     pub parameters: u64,
     /// Length of the weights' file.
     pub weight_bytes: Bytes,
+    /// How much of it an earlier run had written, which was killed.
+    pub continued: Bytes,
     /// The modules with a different format than most.
     pub kept: Vec<Keep>,
     /// Tensors of the checkpoint and its adapters that the graph does not need.
@@ -80,18 +83,20 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
     for dir in options.source.dirs() {
         staging::check_apart(&options.output, dir)?;
     }
-    let staging = Staging::new(&options.output, options.existing)?;
+    let staging = Staging::new(&options.output, options.existing, &[DATA_FILE, written_pieces::FILE])?;
     staging.reserve(DATA_FILE, Bytes(layout.bytes()))?;
     let sources = input.identify(progress)?;
     check_cancelled(progress)?;
+    let written = written_pieces(&staging, &layout, &identity(options, &sources))?;
     let angles = input.blueprint.angles();
     let fill = Fill {
         layout: &layout,
         weights: &input.weights,
         angles: &angles,
         calibration: options.calibration.as_deref(),
+        written: &written,
     };
-    write_weights(&staging.path(DATA_FILE), fill, progress)?;
+    let continued = write_weights(&staging.path(DATA_FILE), fill, progress)?;
     staging.write(GRAPH_FILE, &graph)?;
     let base = AdapterBase::new(&input.config, &input.blueprint, products);
     staging.write(adapter_base::FILE, &base.to_json())?;
@@ -104,11 +109,16 @@ pub fn export(options: &Options, progress: &dyn Progress) -> Result<Report, Expo
             input.tokenizer_files.as_ref().and_then(|tokenizer_files| tokenizer_files.generations.first());
         staging.write(genai::CONFIG, format!("{:#}\n", genai::config(&manifest, generation)).as_bytes())?;
     }
-    manifest.files = provenance::identify_all(&staging.files()?, Stage::Checksums, progress)?;
+    let files: Vec<_> =
+        staging.files()?.into_iter().filter(|(name, _)| name != written_pieces::FILE).collect();
+    manifest.files = provenance::identify_all(&files, Stage::Checksums, progress)?;
     check_cancelled(progress)?;
+    // Before the manifest, which makes a model of the directory.
+    staging.remove(written_pieces::FILE)?;
     staging.write(manifest::FILE_NAME, manifest.to_json().as_bytes())?;
     staging.commit()?;
     Ok(Report {
+        continued,
         output: options.output.clone(),
         parameters: input.blueprint.parameters(),
         weight_bytes: Bytes(layout.bytes()),
@@ -140,16 +150,37 @@ pub fn check(options: &Options) -> Result<(), ExportError> {
 pub fn fingerprint(options: &Options) -> Result<String, ExportError> {
     let mut input = load(options)?;
     options.weights.within_budget(&input.blueprint, options.dtype)?.formats(&input.blueprint)?;
+    let sources = input.identify(&())?;
+    Ok(identity(options, &sources))
+}
+
+/// Identifies what an export of these sources writes.
+fn identity(options: &Options, sources: &[FileRecord]) -> String {
     let mut hash = Sha256::new();
     let scales: Vec<f32> = match &options.source {
         Source::Checkpoint { adapters, .. } => adapters.iter().map(|adapter| adapter.weight).collect(),
         Source::Random { .. } => Vec::new(),
     };
     hash.update(format!("{EXPORTER} {REVISION}\n{:?} {scales:?}\n", options.asked()));
-    for FileRecord { path, bytes, sha256 } in input.identify(&())? {
+    for FileRecord { path, bytes, sha256 } in sources {
         hash.update(format!("{path} {bytes} {sha256}\n"));
     }
-    Ok(files::hexadecimal(hash))
+    files::hexadecimal(hash)
+}
+
+/// The pieces of the weights that a killed run of this export has written; all zeros in place of what another export has left.
+fn written_pieces(
+    staging: &Staging,
+    layout: &DataLayout,
+    export: &str,
+) -> Result<WrittenPieces, StagingError> {
+    let (path, pieces) = (staging.path(written_pieces::FILE), pieces(layout));
+    if let Some(written) = WrittenPieces::read(&path, export, pieces) {
+        return Ok(written);
+    }
+    staging.remove(written_pieces::FILE)?;
+    staging.reserve_again(DATA_FILE, Bytes(layout.bytes()))?;
+    WrittenPieces::create(&path, export, pieces).map_err(|source| StagingError::Write { path, source })
 }
 
 /// Opens the sources and applies what concerns the whole model.

@@ -1,7 +1,8 @@
 //! Writes a directory atomically: it appears complete or not at all.
 //!
 //! Everything is written to a hidden sibling of the output, synced, and renamed: a crash, an error or a full disk leaves
-//! the output as it was. To replace one, the two are exchanged. Where the file system cannot do that it takes two
+//! the output as it was. What a killed export has left can be continued (see [`written_pieces`](super::written_pieces)). To
+//! replace one, the two are exchanged. Where the file system cannot do that it takes two
 //! renames, with a moment between them when the output does not exist. A reader that has the old files open keeps them.
 
 use std::{
@@ -122,9 +123,10 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Makes the hidden sibling of `output`, and the directories above it; removes what killed exports left there.
-    pub(super) fn new(output: &Path, existing: Existing) -> Result<Self, StagingError> {
-        Self::with_manifest(output, existing, manifest::FILE_NAME)
+    /// Makes the hidden sibling of `output`, and the directories above it; removes what killed exports left there. If one of them
+    /// left all of `unfinished`, these files are in the directory.
+    pub(super) fn new(output: &Path, existing: Existing, unfinished: &[&str]) -> Result<Self, StagingError> {
+        Self::make(output, existing, manifest::FILE_NAME, unfinished)
     }
 
     /// As [`new`](Self::new), for an output that the file `manifest` marks.
@@ -133,16 +135,30 @@ impl Staging {
         existing: Existing,
         manifest: &'static str,
     ) -> Result<Self, StagingError> {
+        Self::make(output, existing, manifest, &[])
+    }
+
+    fn make(
+        output: &Path,
+        existing: Existing,
+        manifest: &'static str,
+        unfinished: &[&str],
+    ) -> Result<Self, StagingError> {
         let no_name = || StagingError::NoName { path: output.into() };
         let name = output.file_name().ok_or_else(no_name)?;
         check_existing(output, existing, manifest)?;
         let parent = parent(output);
         let failed = |source| StagingError::Write { path: parent.into(), source };
         fs::create_dir_all(parent).map_err(failed)?;
-        temp_dir::clear(parent, name);
-        // A killed export may have left the old output aside, and `clear` restores it.
+        let taken = if unfinished.is_empty() {
+            temp_dir::clear(parent, name);
+            None
+        } else {
+            TempSibling::take_over(parent, name, unfinished)
+        };
+        // A killed export may have left the old output aside, and it has been put back.
         check_existing(output, existing, manifest)?;
-        let dir = TempSibling::new(parent, name).map_err(failed)?;
+        let dir = taken.map_or_else(|| TempSibling::new(parent, name), Ok).map_err(failed)?;
         Ok(Self { dir, output: output.into(), existing, manifest })
     }
 
@@ -152,8 +168,18 @@ impl Staging {
     }
 
     /// Creates the file `name` of `bytes` zeros and reserves its space, so that a full disk is an error before the weights are
-    /// computed.
+    /// computed. A file of the same length that a killed export has left stays as it is.
     pub(super) fn reserve(&self, name: &str, bytes: Bytes) -> Result<(), StagingError> {
+        let path = self.path(name);
+        if path.metadata().is_ok_and(|left| left.len() == bytes.0) {
+            return Ok(());
+        }
+        self.reserve_again(name, bytes)
+    }
+
+    /// As [`reserve`](Self::reserve), in place of what a killed export has left.
+    pub(super) fn reserve_again(&self, name: &str, bytes: Bytes) -> Result<(), StagingError> {
+        self.remove(name)?;
         let (path, dir) = (self.path(name), parent(&self.output));
         let done = File::create_new(&path).and_then(|file| disk::reserve(&file, bytes.0));
         done.map_err(|source| match (source.kind(), disk::available(dir)) {
@@ -163,6 +189,17 @@ impl Staging {
             (io::ErrorKind::FileTooLarge, _) => StagingError::TooLarge { dir: dir.into(), needed: bytes },
             _ => StagingError::Write { path, source },
         })
+    }
+
+    /// Removes the file `name`, if it exists.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StagingError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StagingError::Write { path, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes the file `name`.
@@ -304,7 +341,7 @@ mod tests {
     }
 
     fn model(output: &Path, existing: Existing, content: &[u8]) -> Result<(), StagingError> {
-        let staging = Staging::new(output, existing)?;
+        let staging = Staging::new(output, existing, &[])?;
         staging.write(manifest::FILE_NAME, content)?;
         staging.commit()
     }
@@ -312,7 +349,7 @@ mod tests {
     #[test]
     fn nothing_is_left_without_a_commit() {
         let dir = tempfile::tempdir().unwrap();
-        let staging = Staging::new(&dir.path().join("model"), Existing::Keep).unwrap();
+        let staging = Staging::new(&dir.path().join("model"), Existing::Keep, &[]).unwrap();
         staging.write("a", b"a").unwrap();
         assert_eq!(names(dir.path()).len(), 1);
         assert!(names(dir.path())[0].starts_with(".model.partial-"));
@@ -337,7 +374,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("model");
         model(&output, Existing::Keep, b"1").unwrap();
-        let staging = Staging::new(&output, Existing::Replace).unwrap();
+        let staging = Staging::new(&output, Existing::Replace, &[]).unwrap();
         staging.write(manifest::FILE_NAME, b"2").unwrap();
         staging.replace_in_two().unwrap();
         drop(staging);
@@ -363,7 +400,7 @@ mod tests {
     #[test]
     fn weights_that_no_disk_holds_are_an_error_before_they_are_written() {
         let dir = tempfile::tempdir().unwrap();
-        let staging = Staging::new(&dir.path().join("model"), Existing::Keep).unwrap();
+        let staging = Staging::new(&dir.path().join("model"), Existing::Keep, &[]).unwrap();
         let message = staging.reserve("data", Bytes(1 << 60)).unwrap_err().to_string();
         assert!(message.contains("the weights need"), "{message}");
     }

@@ -1,17 +1,15 @@
 //! Hidden directories beside an output, while it is being written.
 //!
-//! A process that is killed leaves its directory behind, and the next export to the same output removes it. The
-//! owner holds a lock on the directory itself, which the system releases with the process: a directory whose lock can
+//! A process that is killed leaves its directory behind, and the next export to the same output removes it, or continues
+//! it. The owner holds a lock on the directory itself, which the system releases with the process: a directory whose lock can
 //! be taken has no owner. On a file system without locks nothing is removed.
 
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File, TryLockError},
     io,
-    path::Path,
+    path::{Path, PathBuf},
 };
-
-use tempfile::TempDir;
 
 use crate::manifest;
 
@@ -24,7 +22,7 @@ const TRIES: usize = 8;
 /// A hidden directory beside an output. Dropping it removes the directory at its path.
 #[derive(Debug)]
 pub(super) struct TempSibling {
-    dir: TempDir,
+    dir: PathBuf,
     _lock: Option<File>,
 }
 
@@ -40,9 +38,9 @@ impl TempSibling {
         for _ in 0..TRIES {
             let dir = builder.tempdir_in(parent)?;
             match lock(dir.path()) {
-                Ok(lock) if dir.path().exists() => return Ok(Self { dir, _lock: Some(lock) }),
+                Ok(lock) if dir.path().exists() => return Ok(Self { dir: dir.keep(), _lock: Some(lock) }),
                 Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::NotFound => {
-                    return Ok(Self { dir, _lock: None });
+                    return Ok(Self { dir: dir.keep(), _lock: None });
                 }
                 Ok(_) | Err(_) => {}
             }
@@ -50,36 +48,75 @@ impl TempSibling {
         Err(io::Error::other("other exports to the same output keep removing what this one makes"))
     }
 
+    /// Takes over what a killed export to `parent/name` left, if it has all of `files`; its other files are removed, and so is
+    /// what other killed exports left.
+    pub(super) fn take_over(parent: &Path, name: &OsStr, files: &[&str]) -> Option<Self> {
+        let mut taken = None;
+        for (dir, lock) in abandoned(parent, name) {
+            let is_usable = taken.is_none() && files.iter().all(|file| dir.join(file).is_file());
+            if is_usable && remove_except(&dir, files).is_ok() {
+                taken = Some(Self { dir, _lock: Some(lock) });
+            } else {
+                remove(&dir);
+            }
+        }
+        taken
+    }
+
     pub(super) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 }
 
 impl Drop for TempSibling {
     fn drop(&mut self) {
-        unmake(self.path());
+        remove(self.path());
     }
 }
 
-/// Removes what killed exports to `parent/name` left. A model that one of them had put aside goes back to its place.
+/// Removes what killed exports to `parent/name` left.
 pub(super) fn clear(parent: &Path, name: &OsStr) {
+    for (dir, _lock) in abandoned(parent, name) {
+        remove(&dir);
+    }
+}
+
+/// What killed exports to `parent/name` left, with a lock on each. A model that one of them had put aside goes back to its place.
+fn abandoned(parent: &Path, name: &OsStr) -> impl Iterator<Item = (PathBuf, File)> {
     let prefix = prefix(name);
-    for entry in parent.read_dir().into_iter().flatten().filter_map(Result::ok) {
+    let entries = parent.read_dir().into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(move |entry| {
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if !is_dir || !is_sibling(&entry.file_name(), &prefix) {
-            continue;
+            return None;
         }
         let path = entry.path();
-        if let Ok(lock) = lock(&path) {
-            let (aside, output) = (path.join(name), parent.join(name));
-            if aside.join(manifest::FILE_NAME).is_file() && !output.exists() {
-                drop(fs::rename(aside, output));
-            }
-            unmake(&path);
-            drop(fs::remove_dir_all(&path));
-            drop(lock);
+        let lock = lock(&path).ok()?;
+        let (aside, output) = (path.join(name), parent.join(name));
+        if aside.join(manifest::FILE_NAME).is_file() && !output.exists() {
+            drop(fs::rename(aside, output));
+        }
+        Some((path, lock))
+    })
+}
+
+/// Removes everything in `dir` but these files.
+fn remove_except(dir: &Path, files: &[&str]) -> io::Result<()> {
+    unmake(dir);
+    for entry in dir.read_dir()? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if !files.iter().any(|file| entry.file_name() == *file) {
+            fs::remove_file(entry.path())?;
         }
     }
+    Ok(())
+}
+
+fn remove(dir: &Path) {
+    unmake(dir);
+    drop(fs::remove_dir_all(dir));
 }
 
 /// Removes the manifest first, so that a partly removed directory is not taken for a model.
@@ -141,6 +178,26 @@ mod tests {
         assert!(running.path().exists() && other.exists() && !left.exists());
         drop(running);
         assert_eq!(count(dir.path()), 1);
+    }
+
+    #[test]
+    fn one_unfinished_export_is_taken_over_with_the_files_that_it_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = killed(dir.path(), "model");
+        for file in ["data", "progress", manifest::FILE_NAME, "model.onnx"] {
+            fs::write(left.join(file), file).unwrap();
+        }
+        fs::create_dir(left.join("adapters")).unwrap();
+        let useless = dir.path().join(".model.partial-zyx987");
+        fs::create_dir(&useless).unwrap();
+        fs::write(useless.join("data"), "").unwrap();
+        let files = ["data", "progress"];
+        let taken = TempSibling::take_over(dir.path(), "model".as_ref(), &files).unwrap();
+        assert!(taken.path() == left && !useless.exists());
+        assert_eq!(count(&left), 2);
+        assert!(TempSibling::take_over(dir.path(), "model".as_ref(), &files).is_none(), "it has an owner");
+        drop(taken);
+        assert_eq!(count(dir.path()), 0);
     }
 
     #[test]

@@ -256,7 +256,7 @@ mod tests {
 
     fn written(dirs: &[&Path], name: &str) -> Option<String> {
         let out = tempfile::tempdir().unwrap();
-        let staging = Staging::new(&out.path().join("model"), Existing::Keep).unwrap();
+        let staging = Staging::new(&out.path().join("model"), Existing::Keep, &[]).unwrap();
         TokenizerFiles::find(dirs, "llama").unwrap().write(&staging).unwrap();
         fs::read_to_string(staging.path(name)).ok()
     }

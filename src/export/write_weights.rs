@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crc32fast::Hasher;
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
@@ -14,7 +15,7 @@ use crate::{manifest::Dtype, units::Bytes};
 
 use super::{
     Calibration, Progress, Stage,
-    data_layout::{DataLayout, QuantizedAt, Stack, TensorJob},
+    data_layout::{DataLayout, DataRange, QuantizedAt, Stack, TensorJob},
     dtype_encoding,
     known_blocks::KnownBlocks,
     param::{self, Param},
@@ -22,6 +23,7 @@ use super::{
     quantize::{Feedback, PackedRow, Quantizer},
     rope::{Angles, Table},
     weights::{Weights, WeightsError},
+    written_pieces::WrittenPieces,
 };
 
 /// Weights in one piece of work: small beside any memory, large beside the cost of a read.
@@ -64,7 +66,7 @@ pub enum WriteWeightsError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file cannot be written.
+    /// A file cannot be written.
     #[error("{}: {source}; is the disk full?", path.display())]
     Write {
         /// The file, in the temporary directory.
@@ -81,29 +83,45 @@ pub(super) struct Fill<'a> {
     /// Those of the rotary positions, in order.
     pub angles: &'a [Angles],
     pub calibration: Option<&'a Calibration>,
+    pub written: &'a WrittenPieces,
 }
 
-/// Fills the file at `path`, which has its length already.
+/// The number of pieces that the weights are written in.
+pub(super) fn pieces(layout: &DataLayout) -> usize {
+    layout.fills.iter().map(|job| cut(job).len()).sum()
+}
+
+/// Fills the file at `path`, which has its length already. Gives the bytes that an earlier run had written.
 pub(super) fn write_weights(
     path: &Path,
     fill: Fill<'_>,
     progress: &dyn Progress,
-) -> Result<(), WriteWeightsError> {
-    let Fill { layout, weights, angles, calibration } = fill;
+) -> Result<Bytes, WriteWeightsError> {
+    let Fill { layout, weights, angles, calibration, written } = fill;
     let failed = |source| WriteWeightsError::Write { path: path.into(), source };
-    let file = File::options().write(true).open(path).map_err(failed)?;
-    let writer = Writer { file: PositionedFile::new(file), path, weights, angles };
+    let file = File::options().read(true).write(true).open(path).map_err(failed)?;
+    let writer = Writer { file: PositionedFile::new(file), path, weights, angles, written };
     progress.begin(Stage::Weights, Bytes(layout.bytes()));
-    let mut pieces: Vec<Piece> = Vec::new();
+    let (mut continued, mut number) = (Bytes(0), 0);
+    let mut all: Vec<Numbered> = Vec::new();
     for job in &layout.fills {
+        let pieces: Vec<Numbered> = (number..).zip(cut(job)).collect();
+        number += pieces.len();
+        let (left, done) = writer.unwritten(pieces);
+        progress.advance(done);
+        continued = Bytes(continued.0 + done.0);
+        if left.is_empty() {
+            continue;
+        }
         match calibration.map(|calibration| feedback(job, calibration)).transpose()?.flatten() {
             // One after the other: the factor of one input takes up to four times as much memory as its layer's weights.
-            Some(feedback) => writer.write_all(cut(job), Some(&feedback), progress)?,
-            None => pieces.extend(cut(job)),
+            Some(feedback) => writer.write_all(left, Some(&feedback), progress)?,
+            None => all.extend(left),
         }
     }
-    writer.write_all(pieces, None, progress)?;
-    writer.file.into_file().and_then(|file| file.sync_all()).map_err(failed)
+    writer.write_all(all, None, progress)?;
+    writer.file.into_file().and_then(|file| file.sync_all()).map_err(failed)?;
+    Ok(continued)
 }
 
 /// The feedback between the columns of a matrix with few bits, if the model has been calibrated.
@@ -121,8 +139,43 @@ fn feedback(job: &TensorJob, calibration: &Calibration) -> Result<Option<Feedbac
 enum Piece<'a> {
     Floats { param: &'a Param, rows: Range<usize>, dtype: Dtype, offset: u64 },
     Quantized { param: &'a Param, rows: Range<usize>, to: Codes },
-    Rotary { rotary: usize, table: Table, positions: Range<usize>, dtype: Dtype, offset: u64 },
+    Rotary { rotary: usize, table: Table, positions: Range<usize>, pairs: usize, dtype: Dtype, offset: u64 },
 }
+
+/// A piece with its number in the order of the layout.
+type Numbered<'a> = (usize, Piece<'a>);
+
+impl Piece<'_> {
+    /// Its bytes, in the order in which they are written. Some may be empty.
+    fn ranges(&self) -> [DataRange; 4] {
+        let range = |offset, rows: &Range<usize>, row_bytes: u64| DataRange {
+            offset,
+            bytes: rows.len() as u64 * row_bytes,
+        };
+        let one = |range| [range, EMPTY, EMPTY, EMPTY];
+        match *self {
+            Self::Floats { param, ref rows, dtype, offset } => {
+                one(range(offset, rows, param.shape.cols() as u64 * dtype.bytes()))
+            }
+            Self::Rotary { ref positions, pairs, dtype, offset, .. } => {
+                one(range(offset, positions, pairs as u64 * dtype.bytes()))
+            }
+            Self::Quantized { param, ref rows, ref to } => {
+                let cols = param.shape.cols();
+                let blocks = to.quantizer.blocks(cols) as u64;
+                let offset_bytes = if to.quantizer.has_offsets { blocks * to.dtype.bytes() } else { 0 };
+                [
+                    range(to.offsets_offset, rows, offset_bytes),
+                    range(to.scales_offset, rows, blocks * to.quantizer.scale_type.stored().bytes()),
+                    range(to.zero_points_offset, rows, to.quantizer.zero_point_row_bytes(cols) as u64),
+                    range(to.codes_offset, rows, to.row_bytes as u64),
+                ]
+            }
+        }
+    }
+}
+
+const EMPTY: DataRange = DataRange { offset: 0, bytes: 0 };
 
 /// The places of codes, scales and zero points.
 struct Codes {
@@ -176,7 +229,7 @@ fn cut(fill: &TensorJob) -> Vec<Piece<'_>> {
         TensorJob::Rotary { rotary, table, positions, pairs, dtype, at } => {
             let place = |positions: Range<usize>| {
                 let offset = at.offset + (positions.start * pairs) as u64 * dtype.bytes();
-                Piece::Rotary { rotary, table, positions, dtype, offset }
+                Piece::Rotary { rotary, table, positions, pairs, dtype, offset }
             };
             ranges(positions, pairs).map(place).collect()
         }
@@ -216,40 +269,69 @@ struct Writer<'a> {
     path: &'a Path,
     weights: &'a Weights,
     angles: &'a [Angles],
+    written: &'a WrittenPieces,
 }
 
 impl Writer<'_> {
+    /// The pieces that no earlier run has written, and the bytes of the others.
+    fn unwritten<'a>(&self, pieces: Vec<Numbered<'a>>) -> (Vec<Numbered<'a>>, Bytes) {
+        let (done, left): (Vec<_>, Vec<_>) =
+            pieces.into_par_iter().partition(|(number, piece)| self.is_written(*number, piece));
+        let bytes = done.iter().flat_map(|(_, piece)| piece.ranges()).map(|range| range.bytes).sum();
+        (left, Bytes(bytes))
+    }
+
+    /// Whether an earlier run has written this piece, and its bytes have not changed.
+    fn is_written(&self, number: usize, piece: &Piece) -> bool {
+        let Some(checksum) = self.written.checksum(number) else { return false };
+        let mut hasher = Hasher::new();
+        let read = piece.ranges().into_iter().try_for_each(|range| {
+            let mut bytes = vec![0; usize::try_from(range.bytes).map_err(io::Error::other)?];
+            self.file.read_exact_at(&mut bytes, range.offset)?;
+            hasher.update(&bytes);
+            Ok::<_, io::Error>(())
+        });
+        read.is_ok() && hasher.finalize() == checksum
+    }
+
     /// Writes `pieces` on all threads.
     fn write_all(
         &self,
-        pieces: Vec<Piece>,
+        pieces: Vec<Numbered>,
         feedback: Option<&Feedback>,
         progress: &dyn Progress,
     ) -> Result<(), WriteWeightsError> {
-        pieces.into_par_iter().try_for_each(|piece| {
+        pieces.into_par_iter().try_for_each(|(number, piece)| {
             if progress.is_cancelled() {
                 return Err(WriteWeightsError::Cancelled);
             }
-            progress.advance(self.write(&piece, feedback)?);
-            Ok(())
+            let mut hasher = Hasher::new();
+            progress.advance(self.write(&piece, feedback, &mut hasher)?);
+            let noted = self.written.note(number, hasher.finalize());
+            noted.map_err(|source| WriteWeightsError::Write { path: self.path.into(), source })
         })
     }
 
-    /// Gives the bytes written.
-    fn write(&self, piece: &Piece, feedback: Option<&Feedback>) -> Result<Bytes, WriteWeightsError> {
+    /// Gives the bytes written, and adds them to `sum`.
+    fn write(
+        &self,
+        piece: &Piece,
+        feedback: Option<&Feedback>,
+        sum: &mut Hasher,
+    ) -> Result<Bytes, WriteWeightsError> {
         match *piece {
             Piece::Floats { param, ref rows, dtype, offset } => {
                 let weights = self.weights.rows(param, rows.clone())?;
-                self.write_floats(&weights, dtype, offset, &param.name)
+                self.write_floats(&weights, dtype, (offset, &param.name), sum)
             }
-            Piece::Rotary { rotary, table, ref positions, dtype, offset } => {
+            Piece::Rotary { rotary, table, ref positions, dtype, offset, .. } => {
                 let rows = table.rows(&self.angles[rotary], positions.clone());
-                self.write_floats(&rows, dtype, offset, "rotary")
+                self.write_floats(&rows, dtype, (offset, "rotary"), sum)
             }
             Piece::Quantized { param, ref rows, ref to } => {
                 let weights = self.weights.rows(param, rows.clone())?;
                 let known = self.weights.known_blocks(param, rows.clone(), to.quantizer)?;
-                self.write_quantized((&weights, known.as_ref(), feedback), param, to)
+                self.write_quantized((&weights, known.as_ref(), feedback), param, to, sum)
             }
         }
     }
@@ -259,6 +341,7 @@ impl Writer<'_> {
         (weights, known, feedback): (&[f32], Option<&KnownBlocks>, Option<&Feedback>),
         param: &Param,
         to: &Codes,
+        sum: &mut Hasher,
     ) -> Result<Bytes, WriteWeightsError> {
         let cols = param.shape.cols();
         let rows = weights.len() / cols;
@@ -292,10 +375,10 @@ impl Writer<'_> {
                 }
             }
         }
-        let offsets = self.write_floats(&offsets, to.dtype, to.offsets_offset, &param.name)?;
-        let scales = self.write_scales(scales, to, &param.name)?;
-        let zero_points = self.write_bytes(&zero_points, to.zero_points_offset)?;
-        Ok(self.write_bytes(&codes, to.codes_offset)? + scales + zero_points + offsets)
+        let offsets = self.write_floats(&offsets, to.dtype, (to.offsets_offset, &param.name), sum)?;
+        let scales = self.write_scales(scales, to, &param.name, sum)?;
+        let zero_points = self.write_bytes(&zero_points, to.zero_points_offset, sum)?;
+        Ok(self.write_bytes(&codes, to.codes_offset, sum)? + scales + zero_points + offsets)
     }
 
     fn write_scales(
@@ -303,6 +386,7 @@ impl Writer<'_> {
         mut scales: Vec<f32>,
         to: &Codes,
         tensor: &str,
+        sum: &mut Hasher,
     ) -> Result<Bytes, WriteWeightsError> {
         let scale_type = to.quantizer.scale_type;
         if scales.iter().any(|scale| !scale.is_finite()) {
@@ -310,15 +394,15 @@ impl Writer<'_> {
             return Err(WriteWeightsError::TooGreatToQuantize { module });
         }
         scales.iter_mut().for_each(|scale| *scale *= scale_type.factor());
-        self.write_floats(&scales, scale_type.stored(), to.scales_offset, tensor)
+        self.write_floats(&scales, scale_type.stored(), (to.scales_offset, tensor), sum)
     }
 
     fn write_floats(
         &self,
         values: &[f32],
         dtype: Dtype,
-        offset: u64,
-        tensor: &str,
+        (offset, tensor): (u64, &str),
+        sum: &mut Hasher,
     ) -> Result<Bytes, WriteWeightsError> {
         let greatest = dtype_encoding::greatest(dtype);
         if dtype != Dtype::Float32
@@ -326,10 +410,11 @@ impl Writer<'_> {
         {
             return Err(WriteWeightsError::TooGreat { tensor: tensor.into(), value, dtype });
         }
-        self.write_bytes(&dtype_encoding::encode(values, dtype), offset)
+        self.write_bytes(&dtype_encoding::encode(values, dtype), offset, sum)
     }
 
-    fn write_bytes(&self, bytes: &[u8], offset: u64) -> Result<Bytes, WriteWeightsError> {
+    fn write_bytes(&self, bytes: &[u8], offset: u64, sum: &mut Hasher) -> Result<Bytes, WriteWeightsError> {
+        sum.update(bytes);
         let failed = |source| WriteWeightsError::Write { path: self.path.into(), source };
         self.file.write_all_at(bytes, offset).map_err(failed)?;
         Ok(Bytes::from(bytes.len()))

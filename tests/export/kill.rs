@@ -1,4 +1,4 @@
-//! An export that is killed at any moment leaves the old or the new model, complete.
+//! An export that is killed at any moment leaves the old or the new model, complete, and the next one continues it.
 //!
 //! Tested twice: at random moments, and before every call that changes a file, which a preloaded library counts.
 
@@ -115,7 +115,7 @@ fn all_are_whole(out: &Path, whole: &[&Content]) {
             assert!(whole.iter().any(|whole| **whole == found), "{} is half a model", dir.display());
         }
     }
-    // One at most: the next export removes what the one before left.
+    // One at most: the next export continues or removes what the one before left.
     assert!(names(parent).len() <= 2, "{:?}", names(parent));
 }
 
@@ -172,6 +172,84 @@ fn an_export_killed_while_replacing_leaves_the_old_or_the_new_model() {
     eprintln!("killed {KILLS} times within {duration:?}: {replaced} new, {} old", KILLS - replaced);
     assert!(export(&sources, &out, "int4").status().unwrap().success());
     assert_eq!(names(out.parent().unwrap()), ["model"], "what was left is removed");
+}
+
+/// The hidden directory of an unfinished export to `out`.
+fn unfinished(out: &Path) -> Option<PathBuf> {
+    let parent = out.parent().unwrap();
+    let name = names(parent).into_iter().find(|name| name.contains(".partial-"))?;
+    Some(parent.join(name))
+}
+
+/// Pieces of the weights that an unfinished export to `out` has noted as written.
+fn noted(out: &Path) -> usize {
+    let file = unfinished(out).and_then(|dir| fs::read(dir.join("export.progress")).ok()).unwrap_or_default();
+    let entries = file.iter().position(|byte| *byte == b'\n').map_or(&[][..], |end| &file[end + 1..]);
+    entries.chunks(8).filter(|entry| entry.iter().any(|byte| *byte != 0)).count()
+}
+
+/// Kills an export when it has noted more than `pieces` pieces of the weights.
+fn kill_beyond(sources: &Sources, out: &Path, quantize: &str, pieces: usize) {
+    let mut child = export(sources, out, quantize).env("RAYON_NUM_THREADS", "1").spawn().unwrap();
+    let begun = Instant::now();
+    while noted(out) <= pieces {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        assert!(begun.elapsed() < Duration::from_secs(60), "it hangs");
+        thread::sleep(Duration::from_micros(100));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Exports to the end, and gives the bytes that earlier runs had written.
+fn continued(sources: &Sources, out: &Path, quantize: &str) -> u64 {
+    let done = export(sources, out, quantize).arg("--json").stdout(Stdio::piped()).output().unwrap();
+    assert!(done.status.success());
+    assert_eq!(names(out.parent().unwrap()).len(), 1, "nothing else is left");
+    serde_json::from_slice::<Value>(&done.stdout).unwrap()["continued_bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn an_export_that_was_killed_continues_where_it_stopped_and_gives_the_same_bytes() {
+    let sources = large();
+    for (quantize, name) in [("int4", "a"), ("none", "b")] {
+        let (expected, _) = whole(&sources, quantize);
+        let out = sources.path().join(name).join("model");
+        let mut pieces = 0;
+        for _ in 0..4 {
+            kill_beyond(&sources, &out, quantize, pieces);
+            assert!(noted(&out) > pieces, "a killed run keeps what earlier ones had written");
+            pieces = noted(&out);
+        }
+        let bytes = continued(&sources, &out, quantize);
+        let weights = expected.iter().find(|(name, _)| name == "model.onnx.data").unwrap().1.len() as u64;
+        assert!((1..weights).contains(&bytes), "{bytes} of {weights} after {pieces} pieces");
+        assert!(content(&out) == expected, "another model after four kills");
+    }
+}
+
+#[test]
+fn weights_that_changed_after_a_kill_are_written_again() {
+    let sources = large();
+    let (expected, _) = whole(&sources, "int4");
+    let out = sources.path().join("damaged/model");
+    kill_beyond(&sources, &out, "int4", 3);
+    let data = unfinished(&out).unwrap().join("model.onnx.data");
+    let mut bytes = fs::read(&data).unwrap();
+    bytes[..3 << 20].fill(0);
+    fs::write(&data, bytes).unwrap();
+    continued(&sources, &out, "int4");
+    assert!(content(&out) == expected, "damaged weights were kept");
+}
+
+#[test]
+fn another_export_to_the_same_place_starts_over() {
+    let sources = large();
+    let (expected, _) = whole(&sources, "int8");
+    let out = sources.path().join("other/model");
+    kill_beyond(&sources, &out, "int4", 1);
+    assert_eq!(continued(&sources, &out, "int8"), 0);
+    assert!(content(&out) == expected, "it has weights of the other export");
 }
 
 /// Kills the process before the `KILL_AT`-th call that changes a file.
@@ -242,9 +320,15 @@ fn an_export_killed_before_any_file_operation_leaves_a_complete_model_or_none() 
     let (int8, _) = whole(&sources, "int8");
     let out = sources.out("model");
     let (mut old, mut steps) = (None, 0);
-    for _ in 0..2 {
-        let new = if old.is_some() { (&int4, "int4") } else { (&int8, "int8") };
+    // The last two rounds continue what the run before left.
+    for round in 0..4 {
+        let new = if round % 2 == 1 { (&int4, "int4") } else { (&int8, "int8") };
         for at in 1.. {
+            if round < 2
+                && let Some(left) = unfinished(&out)
+            {
+                fs::remove_dir_all(left).unwrap();
+            }
             let mut command = export(&sources, &out, new.1);
             command.env("LD_PRELOAD", &library).env("KILL_AT", at.to_string()).env("RAYON_NUM_THREADS", "1");
             let is_done = command.status().unwrap().success();
@@ -254,11 +338,11 @@ fn an_export_killed_before_any_file_operation_leaves_a_complete_model_or_none() 
             assert!(is_new || found.as_ref() == old, "neither the old nor the new model before call {at}");
             steps += 1;
             if is_done {
-                assert!(is_new && at > 20, "only {at} calls were counted");
+                assert!(is_new && at > if round < 2 { 20 } else { 8 }, "only {at} calls were counted");
                 break;
             }
             if is_new {
-                restore(&sources, &out, old.is_some());
+                restore(&sources, &out, (round > 0).then_some(if round % 2 == 1 { "int8" } else { "int4" }));
             }
         }
         old = Some(new.0);
@@ -268,9 +352,9 @@ fn an_export_killed_before_any_file_operation_leaves_a_complete_model_or_none() 
 }
 
 /// The content before an export that was killed after it had finished.
-fn restore(sources: &Sources, out: &Path, had_model: bool) {
+fn restore(sources: &Sources, out: &Path, old: Option<&str>) {
     fs::remove_dir_all(out).unwrap();
-    if had_model {
-        assert!(export(sources, out, "int8").status().unwrap().success());
+    if let Some(quantize) = old {
+        assert!(export(sources, out, quantize).status().unwrap().success());
     }
 }
