@@ -73,7 +73,7 @@ impl CalibrationInput {
             )
         })?;
         ensure!(!content.trim().is_empty(), "{} is empty; --calibrate needs a text", path.display());
-        let is_lines = path.extension().is_some_and(|extension| extension == "jsonl");
+        let is_lines = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
         let line = |(number, line): (usize, &str)| {
             serde_json::from_str(line).with_context(|| {
                 format!(
@@ -90,8 +90,8 @@ impl CalibrationInput {
         Ok(Self { name, content, conversations })
     }
 
-    /// About `tokens` tokens in windows, spread evenly over the text, each with the special tokens that the tokenizer puts before a
-    /// text.
+    /// About `tokens` tokens in windows, spread evenly over the text. Each window of a plain text begins with the special tokens that
+    /// the tokenizer puts before a text; of a long conversation, only the first.
     ///
     /// # Errors
     /// When the text cannot be tokenized, or the chat template rejects a conversation.
@@ -119,11 +119,19 @@ impl CalibrationInput {
 
 /// `content` in windows of at most `max` tokens, each with the special tokens that the tokenizer puts before a text.
 pub(super) fn windows(text: &Text, content: &str, max: usize) -> anyhow::Result<Vec<Vec<u32>>> {
-    let start = text.encode("")?;
-    let ids = text.encode(content)?;
-    let ids = ids.strip_prefix(&start[..]).unwrap_or(&ids);
+    let start = start(text)?;
+    let ids = text.encode_bare(content)?;
     let max = max.saturating_sub(start.len()).max(1);
     Ok(ids.chunks(max).map(|ids| [&start[..], ids].concat()).collect())
+}
+
+/// The special tokens that the tokenizer puts before a text. It may put others after one.
+fn start(text: &Text) -> anyhow::Result<Vec<u32>> {
+    const WORD: &str = "a";
+    let (mut ids, bare) = (text.encode(WORD)?, text.encode_bare(WORD)?);
+    let length = ids.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
+    ids.truncate(length);
+    Ok(ids)
 }
 
 /// A window for each conversation; longer ones in several.

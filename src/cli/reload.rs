@@ -1,11 +1,13 @@
 //! Reloading at run time: API keys and certificates when their files change, all settings at SIGHUP.
 //!
-//! Settings that can change without affecting running requests take effect; the log names the others. After an error nothing
-//! changes.
+//! Settings that can change without affecting running requests take effect; the log names the others. If the settings or API
+//! keys are invalid, all of them stay as they are. Certificates are reloaded separately.
 
 use std::{
+    mem,
+    net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -35,12 +37,17 @@ const CHANGEABLE: [&str; 9] = [
     "server.hosts",
 ];
 
-/// The settings in force, and what depends on them.
+/// The settings, and what depends on them.
 pub(super) struct LiveSettings {
     pub(super) access: Arc<AccessControl>,
     pub(super) tls: Option<Arc<Tls>>,
     args: ConfigArgs,
+    /// Those that were read last.
     settings: Mutex<Settings>,
+    /// Those of the start, once others have been read: what needs a restart still has these.
+    started: OnceLock<Settings>,
+    /// The address that the server listens on.
+    bind: IpAddr,
     level: LogLevel,
     deadlines: watch::Sender<Deadlines>,
 }
@@ -53,13 +60,23 @@ impl LiveSettings {
     pub(super) fn open(args: &ConfigArgs, settings: Settings, level: LogLevel) -> anyhow::Result<Self> {
         let config = &settings.config;
         let rules = Rules::read(config)?;
-        warn_if_open(config, &rules);
+        let bind = config.server.bind;
+        warn_if_open(bind, &rules);
         let open = |(cert, key): (&Path, &Path)| Tls::open(cert, key);
         let tls = config.tls.files().map(open).transpose()?.map(Arc::new);
         tls.iter().for_each(|tls| warn_of_dates(tls));
         let access = Arc::new(AccessControl::new(rules));
         let deadlines = watch::Sender::new(deadlines(config));
-        Ok(Self { access, tls, args: args.clone(), settings: Mutex::new(settings), level, deadlines })
+        Ok(Self {
+            access,
+            tls,
+            args: args.clone(),
+            settings: Mutex::new(settings),
+            started: OnceLock::new(),
+            bind,
+            level,
+            deadlines,
+        })
     }
 
     /// The current deadlines.
@@ -73,7 +90,10 @@ impl LiveSettings {
         let mut hangups = hangups();
         loop {
             tokio::select! {
-                () = hangups.next() => self.reload_all(&executor),
+                () = hangups.next() => {
+                    self.reload_all(&executor);
+                    seen = self.stamps();
+                }
                 () = tokio::time::sleep(POLL_INTERVAL) => {
                     let now = self.stamps();
                     if now.keys != seen.keys {
@@ -106,8 +126,13 @@ impl LiveSettings {
 
     /// Applies the settings of `new` that can change at run time.
     fn adopt(&self, new: Settings, executor: &Executor) {
-        let changed = self.settings().changed(&new);
-        let (live, fixed): (Vec<_>, Vec<_>) = changed.into_iter().partition(|path| is_changeable(path));
+        let mut live = self.settings().changed(&new);
+        live.retain(|path| is_changeable(path));
+        let mut fixed = match self.started.get() {
+            Some(started) => started.changed(&new),
+            None => self.settings().changed(&new),
+        };
+        fixed.retain(|path| !is_changeable(path));
         if !fixed.is_empty() {
             let settings = fixed.join(", ");
             tracing::warn!(
@@ -125,7 +150,7 @@ impl LiveSettings {
                 );
             }
         };
-        self.apply(&new.config, rules);
+        self.apply(rules);
         executor.set_limits(limits(&new.config));
         self.deadlines.send_replace(deadlines(&new.config));
         if live.contains(&"log.level")
@@ -134,7 +159,9 @@ impl LiveSettings {
             tracing::error!("SIGHUP: {error}");
         }
         tracing::info!(event = "settings_reloaded", settings = live.join(", "), "SIGHUP: settings reloaded");
-        *self.settings() = new;
+        let old = mem::replace(&mut *self.settings(), new);
+        // Fails if others have been read before.
+        drop(self.started.set(old));
     }
 
     fn reload_keys(&self) {
@@ -142,14 +169,14 @@ impl LiveSettings {
         match read {
             Ok(rules) => {
                 tracing::info!(event = "keys_reloaded", keys = rules.keys.len(), "API keys reloaded");
-                self.with_config(|config| self.apply(config, rules));
+                self.apply(rules);
             }
             Err(error) => tracing::error!(event = "keys_reload_failed", "API keys not reloaded: {error}"),
         }
     }
 
-    fn apply(&self, config: &Config, rules: Rules) {
-        warn_if_open(config, &rules);
+    fn apply(&self, rules: Rules) {
+        warn_if_open(self.bind, &rules);
         self.access.replace(rules);
     }
 
@@ -189,8 +216,7 @@ fn is_changeable(path: &str) -> bool {
     CHANGEABLE.iter().any(|prefix| path.starts_with(prefix))
 }
 
-fn warn_if_open(config: &Config, rules: &Rules) {
-    let bind = config.server.bind;
+fn warn_if_open(bind: IpAddr, rules: &Rules) {
     if rules.keys.is_empty() && !bind.to_canonical().is_loopback() {
         tracing::warn!(
             event = "no_api_keys",

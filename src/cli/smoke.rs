@@ -107,12 +107,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     })?;
     let Some(run) = run else { return Ok(Exit::Interrupted) };
     let report = Report::of(Run { required, took_seconds: began.elapsed().as_secs_f64(), ..run });
-    args.out.iter().try_for_each(|dir| write(dir, &report))?;
+    // First, so that a directory that cannot be written does not lose the report.
     if args.output.json {
         output::document(&report)?;
     } else {
         output::result(|out| out.write_all(report.markdown().as_bytes()))?;
     }
+    args.out.iter().try_for_each(|dir| write(dir, &report))?;
     Ok(if report.passed { Exit::Done } else { Exit::Failed })
 }
 

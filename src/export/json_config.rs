@@ -198,9 +198,9 @@ impl JsonConfig {
         self
     }
 
-    /// The same settings, with the field called `alias` under the name `field`, unless that is there.
+    /// The same settings, with the field called `alias` under the name `field`, unless that is there and not null.
     pub(super) fn renamed(mut self, alias: &str, field: &str) -> Self {
-        if !self.fields.contains_key(field)
+        if self.get(field).is_none()
             && let Some(value) = self.fields.remove(alias)
         {
             self.fields.insert(field.into(), value);

@@ -92,19 +92,7 @@ fn openai() -> Vec<Route> {
         )
         .body::<ResponseCall>([("text", "A text", json!({ "input": "Good morning" }))])
         .answers::<CountedTokens>("The number of tokens."),
-        Route::new(
-            POST,
-            "/v1/chat/completions/input_tokens",
-            "The number of tokens of a request of /v1/chat/completions",
-            count_tokens::<ChatRequest>,
-        )
-        .also_on(&["/chat/completions/input_tokens"])
-        .body::<ChatRequest>([(
-            "text",
-            "A text",
-            json!({ "messages": [{ "role": "user", "content": "Good morning" }] }),
-        )])
-        .answers::<CountedTokens>("The number of tokens."),
+        chat_tokens(),
         Route::new(POST, "/v1/embeddings", "OpenAI's embeddings", embeddings::embeddings)
             .also_on(&["/embeddings"])
             .body::<EmbeddingRequest>([("texts", "Two texts", json!({ "input": ["rain", "sun"] }))])
@@ -151,6 +139,22 @@ fn openai() -> Vec<Route> {
             .answers::<Model<'_>>("The model.")
             .errors(&[NO_MODEL]),
     ]
+}
+
+fn chat_tokens() -> Route {
+    Route::new(
+        POST,
+        "/v1/chat/completions/input_tokens",
+        "The number of tokens of a request of /v1/chat/completions",
+        count_tokens::<ChatRequest>,
+    )
+    .also_on(&["/chat/completions/input_tokens"])
+    .body::<ChatRequest>([(
+        "text",
+        "A text",
+        json!({ "messages": [{ "role": "user", "content": "Good morning" }] }),
+    )])
+    .answers::<CountedTokens>("The number of tokens.")
 }
 
 fn anthropic() -> Vec<Route> {

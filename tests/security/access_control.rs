@@ -405,6 +405,12 @@ async fn sighup_applies_settings_and_names_those_that_need_a_restart() {
     program.has_logged("settings_reload_failed").await;
     assert!(program.logged("settings_reload_failed")[0].contains("server.port"), "{}", program.log());
     assert_eq!(status(&program, ASHA).await, 200);
+    // The value that the server was started with needs no restart, and the address that it listens on has not changed.
+    fs::write(&file, format!("[log]\nlevel = \"debug\"\n[auth]\nkeys = \"{ASHA}\"\n[queue]\nmax_jobs = 4\n"))
+        .unwrap();
+    send_signal("HUP", program.pid());
+    eventually("reloaded again", || program.logged("settings_reloaded").len() == 2).await;
+    assert_eq!(program.logged("settings_need_restart").len(), 1, "{}", program.log());
 }
 
 /// The fields of the one line about this request.

@@ -37,12 +37,11 @@ impl Conversation {
     ///
     /// # Errors
     /// When the model's template rejects the messages, or the tokenizer fails.
-    pub(super) fn next(&mut self, text: &Text, asked: &str, max: usize) -> Result<NextPrompt, TextError> {
+    pub(super) fn next(&self, text: &Text, asked: &str, max: usize) -> Result<NextPrompt, TextError> {
         let mut left_out = 0;
         loop {
             let prompt = text.encode_chat(&self.messages(asked, left_out).into())?;
             if prompt.len() <= max || left_out == self.turns.len() {
-                self.turns.drain(..left_out);
                 return Ok(NextPrompt { prompt, left_out });
             }
             left_out += 1;
@@ -56,6 +55,11 @@ impl Conversation {
         }
         messages.push(Message::new("user", asked));
         messages
+    }
+
+    /// Removes the first turns.
+    pub(super) fn leave_out(&mut self, turns: usize) {
+        self.turns.drain(..turns);
     }
 
     /// Adds a turn.

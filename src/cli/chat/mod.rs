@@ -137,6 +137,7 @@ impl<'a> ChatSession<'a> {
 
     async fn generate(&mut self, asked: &str) -> anyhow::Result<Answer> {
         let (prompt, max_new) = self.prompt(asked)?;
+        let is_context_full = prompt.len() + max_new >= self.model.context;
         let cancel = CancellationToken::new();
         let mut stream = StdoutStream::for_reading();
         let generation =
@@ -146,6 +147,10 @@ impl<'a> ChatSession<'a> {
         let answer = answer?;
         match answer.end {
             StopReason::Stop => {}
+            StopReason::Length if is_context_full => {
+                let context = self.model.context;
+                note(format_args!("the context of {context} tokens is full; /clear makes room"));
+            }
             StopReason::Length => {
                 note(format_args!("stopped after {max_new} tokens; /set max_new_tokens N allows more"))
             }
@@ -162,7 +167,8 @@ impl<'a> ChatSession<'a> {
             // Old turns are dropped to leave room for the answer.
             let max = context - wanted.min(context / 4);
             let NextPrompt { prompt, left_out } = self.conversation.next(&self.model.text, asked, max)?;
-            if left_out > 0 {
+            if left_out > 0 && prompt.len() < context {
+                self.conversation.leave_out(left_out);
                 note(format_args!("turns removed to fit the context of {context} tokens: {left_out}"));
             }
             prompt

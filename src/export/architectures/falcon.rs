@@ -1,4 +1,4 @@
-//! Falcon: one key head for all query heads, or groups of them; both halves of a layer read the stream before it.
+//! Falcon: multi-query or grouped-query attention; in most files, attention and MLP read the same input.
 
 use super::{
     super::{
@@ -11,7 +11,7 @@ use super::{
 };
 
 pub(super) fn read(config: &JsonConfig) -> Result<Blueprint, JsonConfigError> {
-    // transformers rounds these biases to bfloat16 at every position.
+    // With ALiBi, transformers rounds its biases to bfloat16 at every position, which eka does not reproduce.
     require_flag(config, "alibi", false)?;
     let config = &with_fields(config)?;
     let is_new = config.flag("new_decoder_architecture", false)?;
@@ -72,4 +72,23 @@ fn with_fields(config: &JsonConfig) -> Result<JsonConfig, JsonConfigError> {
             (false, false) => None,
         };
     Ok(renamed.with("intermediate_size", inner).with("num_kv_heads", kv_heads))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_number_of_key_heads_has_an_older_name() {
+        let json = r#"{"n_embed": 64, "n_head": 8, "n_head_kv": 2, "num_kv_heads": null, "new_decoder_architecture": true}"#;
+        let config = JsonConfig::parse(Path::new("config.json"), json.as_bytes()).unwrap();
+        let config = with_fields(&config).unwrap();
+        assert_eq!(config.size("num_kv_heads").unwrap(), 2);
+        assert_eq!(
+            (config.size("hidden_size").unwrap(), config.size("intermediate_size").unwrap()),
+            (64, 256)
+        );
+    }
 }

@@ -25,7 +25,7 @@ use crate::http::request::{GenerateRequest, GenerationSettings, InfillRequest, L
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum LlamaCompletions<'a> {
-    One(Box<ReducedCompletion<'a>>),
+    One(ReducedCompletion<'a>),
     Several(Vec<ReducedCompletion<'a>>),
 }
 
@@ -33,7 +33,7 @@ pub(crate) enum LlamaCompletions<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(crate) enum ReducedCompletion<'a> {
-    Whole(LlamaCompletion<'a>),
+    Whole(Box<LlamaCompletion<'a>>),
     Reduced(Map<String, Value>),
 }
 
@@ -188,7 +188,7 @@ impl<R: LlamaRoute> LlamaFormat<R> {
     fn reduced<'a>(&self, answer: LlamaCompletion<'a>) -> ReducedCompletion<'a> {
         let paths = self.0.llama_cpp.as_deref().map_or(&[][..], |echo| &echo.response_fields);
         if paths.is_empty() {
-            return ReducedCompletion::Whole(answer);
+            return ReducedCompletion::Whole(Box::new(answer));
         }
         let answer = serde_json::to_value(&answer).unwrap_or_default();
         let at = |path: &str| path.split('/').try_fold(&answer, |value, name| value.get(name)).cloned();
@@ -220,7 +220,7 @@ impl<R: LlamaRoute> ApiFormat for LlamaFormat<R> {
         let all = choices.iter().enumerate().map(|one| self.complete(one));
         let mut all: Vec<_> = all.map(|one| self.reduced(one)).collect();
         to_json(&match all.pop() {
-            Some(one) if all.is_empty() => LlamaCompletions::One(Box::new(one)),
+            Some(one) if all.is_empty() => LlamaCompletions::One(one),
             last => {
                 all.extend(last);
                 LlamaCompletions::Several(all)

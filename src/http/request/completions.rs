@@ -63,7 +63,7 @@ impl GenerateRequest for CompletionRequest {
             if echo {
                 return Err(FieldError::conflict("echo", "suffix"));
             }
-            generation.stop_token_ids.extend(infill::apply(&mut prompts, suffix, context)?);
+            generation.stop_token_ids.extend(infill::apply(&mut prompts, ("suffix", suffix), context)?);
         }
         let mut prompts = prompts.into_iter();
         let first = prompts.next().ok_or_else(|| FieldError::EmptyPrompt { param: "prompt".into() })?;

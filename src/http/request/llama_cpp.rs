@@ -5,8 +5,7 @@
 use super::{
     compat,
     generation::{
-        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens,
-        max_tokens_or_none,
+        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens_or_none,
     },
     infill,
     llama_cpp_echo::{GenerationSettings, LlamaCppEcho, TokenBias},
@@ -16,14 +15,14 @@ use super::{
 };
 use crate::{http::field_error::FieldError, units::Tokens};
 
-/// Most alternatives to each token.
+/// Maximum number of alternatives to each token.
 const MAX_PROBS: usize = 20;
 
 /// Most fields that an answer is reduced to, and the longest of their paths in bytes.
 const MAX_RESPONSE_FIELDS: usize = 64;
 const MAX_RESPONSE_FIELD_BYTES: usize = 128;
 
-/// Most further texts of a request to fill in the middle.
+/// Maximum number of files in `input_extra`.
 const MAX_EXTRA: usize = 64;
 
 shape! {
@@ -34,7 +33,7 @@ shape! {
         /// only reads the prompt.
         n_predict: Option<Tokens> = max_tokens_or_none();
         /// Another name of `n_predict`.
-        max_tokens: Option<Tokens> = max_tokens();
+        max_tokens: Option<Tokens> = max_tokens_or_none();
         /// Adds the log-probabilities of the answer's tokens, and of this many alternatives to each.
         n_probs: usize = integer(0..=MAX_PROBS).or(0);
         /// With `n_probs`: probabilities from 0 to 1 of the tokens that the sampler draws from, after all other sampling fields,
@@ -95,7 +94,7 @@ fn response_fields() -> impl FieldType<Value = Vec<String>> {
     string_list(MAX_RESPONSE_FIELDS, MAX_RESPONSE_FIELD_BYTES, "every field of an answer has a name")
 }
 
-/// A time in milliseconds.
+/// Milliseconds; 0 and -1 mean no limit.
 fn time_limit() -> impl FieldType<Value = u64> {
     integer(-1..=i64::MAX).map(|ms| u64::try_from(ms).unwrap_or(0))
 }
@@ -110,7 +109,8 @@ impl LlamaCppFields {
     ) -> Result<GenerateParams, FieldError> {
         let Self { mut generation, n_predict, max_tokens, n_probs, return_tokens, .. } = self;
         let sampling = &mut generation.sampling;
-        sampling.repetition_penalty = sampling.repetition_penalty.or(self.repeat_penalty);
+        // llama-server's names count if both are sent.
+        sampling.repetition_penalty = self.repeat_penalty.or(sampling.repetition_penalty);
         sampling.typical_p = self.typ_p.unwrap_or(sampling.typical_p);
         generation.max_time_ms = generation.max_time_ms.or(self.t_max_predict_ms.filter(|ms| *ms > 0));
         let (ignore_eos, stream) = (generation.ignore_eos, generation.stream);
@@ -166,7 +166,7 @@ impl GenerateRequest for InfillRequest {
         let Self { mut fields, input_prefix, input_suffix, prompt, input_extra } = self;
         let before = input_prefix + &prompt;
         let mut prompts = [Prompt::Text(before)];
-        let ends = infill::apply(&mut prompts, &input_suffix, context)?;
+        let ends = infill::apply(&mut prompts, ("input_suffix", &input_suffix), context)?;
         fields.generation.stop_token_ids.extend(ends);
         let extra = input_extra.iter().map(|extra| (extra.filename.as_deref(), extra.text.as_str()));
         if let (Some(format), [Prompt::Text(prompt)]) = (context.fill_in_middle, &mut prompts) {
