@@ -9,7 +9,7 @@ use std::{
 
 use super::token_bucket::{MINUTE, RateLimitStatus, TokenBucket};
 
-/// Maximum number of addresses in each of the two generations; both together take about 4 MB.
+/// Maximum number of addresses in each of the two generations; both together take about 8 MB.
 const MAX_ADDRESSES: usize = 1 << 15;
 
 /// One [`TokenBucket`] per client address.
@@ -55,7 +55,9 @@ impl PerIpLimiter {
 
     /// The limit's state, or `None` for an address that sent nothing recently.
     pub(super) fn status(&mut self, address: IpAddr, now: Instant) -> Option<RateLimitStatus> {
-        self.recent.get_mut(&network(address)).map(|bucket| bucket.status(now))
+        let network = network(address);
+        let bucket = self.recent.get_mut(&network).or_else(|| self.older.get_mut(&network));
+        bucket.map(|bucket| bucket.status(now))
     }
 }
 

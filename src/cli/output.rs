@@ -46,7 +46,7 @@ pub(super) fn is_quiet() -> bool {
 /// Prints a note on stderr, unless `--quiet`.
 pub(super) fn note(text: impl fmt::Display) {
     if !is_quiet() {
-        write_stderr(format_args!("{FAINT}{text}{FAINT:#}"));
+        write_stderr(format_args!("{FAINT}{}{FAINT:#}", printable(&text.to_string())));
     }
 }
 

@@ -23,8 +23,8 @@ use crate::{
 
 /// Run a smoke test: compare a server's answers with known ones
 ///
-/// Starts a server unless --url names one. Each prompt is sent on its own and together with all others; the first one also to
-/// a server that is still starting. Prints a report in Markdown.
+/// Starts a server unless --url names one. Each prompt is sent on its own and together with all others; without --url, the first
+/// one is also sent while the server starts. Prints a report in Markdown.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// URL of a running eka, such as http://127.0.0.1:8110, instead of starting one
@@ -80,7 +80,9 @@ impl FromStr for Required {
         let numbers = parts.and_then(|(right, of)| Some((right.parse().ok()?, of.parse().ok()?)));
         let (right, of) = numbers.ok_or("expected two numbers such as 9/10")?;
         if right > of {
-            return Err(format!("{right} of {of} prompts is impossible"));
+            return Err(format!(
+                "{right}/{of}: more prompts would have to pass than are sent; expected N/M with N at most M"
+            ));
         }
         Ok(Self { right, of })
     }

@@ -2,7 +2,7 @@
 //!
 //! A configuration may come from any program: fields are missing, have a different type than in earlier versions, or hold
 //! impossible sizes. So the error of every accessor names the file, the field, its value and what was expected, and callers
-//! get plain numbers within bounds. `null` counts as absent, as it does in transformers.
+//! get plain numbers within bounds. `null` counts as absent, as it does in transformers, except for defaults.
 
 use std::{
     io,
@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 
 use crate::{files, manifest::MAX_DIMENSION};
 
-/// Why a settings file cannot be used.
+/// Why a configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonConfigError {
     /// It is missing or cannot be read.
-    #[error("{}: {source}; is this a directory downloaded from Hugging Face?", path.display())]
+    #[error("{}: {source}; expected a checkpoint's directory with this file, which this user may read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -99,7 +99,7 @@ impl JsonConfig {
         Ok(Self { path: path.into(), section: String::new(), fields })
     }
 
-    /// The file that these settings were read from.
+    /// The file that this configuration was read from.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -188,7 +188,7 @@ impl JsonConfig {
         })
     }
 
-    /// The same settings, with `defaults`, a JSON object, for fields that are not there. Null is there.
+    /// The same configuration, with `defaults`, a JSON object, for absent fields. A null field counts as present here.
     pub(super) fn or(mut self, defaults: Value) -> Self {
         if let Value::Object(defaults) = defaults {
             for (field, value) in defaults {
@@ -198,7 +198,7 @@ impl JsonConfig {
         self
     }
 
-    /// The same settings, with the field called `alias` under the name `field`, unless that is there and not null.
+    /// The same configuration, with the field called `alias` under the name `field`, unless that has a value.
     pub(super) fn renamed(mut self, alias: &str, field: &str) -> Self {
         if self.get(field).is_none()
             && let Some(value) = self.fields.remove(alias)
@@ -208,7 +208,7 @@ impl JsonConfig {
         self
     }
 
-    /// The same settings, with another value for `field`.
+    /// The same configuration, with another value for `field`.
     pub(super) fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
         self.fields.insert(field.into(), value.into());
         self

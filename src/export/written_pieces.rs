@@ -30,7 +30,7 @@ pub(super) struct WrittenPieces {
 }
 
 impl WrittenPieces {
-    /// Reads the file of an earlier run of the same export, with the same number of pieces; `None` if there is none.
+    /// Reads the file of an earlier run of the same export, with the same number of pieces; `None` without one.
     pub(super) fn read(path: &Path, export: &str, pieces: usize) -> Option<Self> {
         let header = format!("{export}\n");
         let content = fs::read(path).ok()?;

@@ -64,7 +64,7 @@ pub struct AdapterManifest {
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterManifestError {
     /// It is missing or cannot be read.
-    #[error("{}: {source}; expected an adapter written by `eka export-adapter`", path.display())]
+    #[error("{}: {source}; expected an adapter written by `eka export-adapter`; check the path and its permissions, or export the adapter again", path.display())]
     Read {
         /// The manifest's path.
         path: PathBuf,
@@ -89,7 +89,7 @@ pub enum AdapterManifestError {
     },
 }
 
-/// What it changes about a node.
+/// Changes to one matrix product.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterProduct {
@@ -97,12 +97,12 @@ pub struct AdapterProduct {
     pub node: String,
     /// The layers of the node that have a pair of matrices.
     pub pairs: Vec<AdapterPair>,
-    /// Whether it has factors, and maybe shifts, of what the node reads: those of a norm.
+    /// Whether it scales, and maybe shifts, the node's input: a tuned norm.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub changes_input: bool,
 }
 
-/// A pair of matrices.
+/// LoRA's matrices A and B of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterPair {
@@ -152,7 +152,7 @@ pub fn adapter_dir(model_dir: &Path, name: &str) -> PathBuf {
     model_dir.join(ADAPTERS).join(name)
 }
 
-/// Whether `name` can be the name of an adapter: letters, digits, `.`, `_` and `-`, the first a letter or digit. So it is safe in
+/// Whether `name` can be the name of an adapter: 1 to 64 letters, digits, `.`, `_` and `-`, the first a letter or digit. So it is safe in
 /// a path, in `model:adapter`, and as a label of metrics. `model:latest` means the model itself to Ollama's clients.
 #[must_use]
 pub fn is_adapter_name(name: &str) -> bool {

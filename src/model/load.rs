@@ -29,7 +29,7 @@ pub struct Model {
     /// The output with hidden states, if the graph has one.
     pub(super) hidden: Option<HiddenStates>,
     takes_sequences: bool,
-    /// Where its products take adapters.
+    /// Inputs of the matrix products to which LoRA adapters apply.
     pub(super) adapters: Option<AdapterSlot>,
     /// The graph gives only the logits of the last token.
     gives_last_alone: bool,
@@ -73,19 +73,22 @@ impl Model {
             let Manifest { dtype, graph, .. } = Manifest::read(dir)?;
             // The type of onnxruntime-genai's graphs is only known once they are loaded.
             if dtype == Dtype::Float32 && matches!(graph.lengths, Lengths::Separate { .. }) {
-                let dir = dir.to_path_buf();
-                let why = ModelError::NotForGpu { dir: dir.clone(), dtype };
+                let why = ModelError::NotForGpu { dir: dir.into(), dtype };
                 if !device.may_leave_to_cpu() {
                     return Err(why);
                 }
-                return Self::fall_back(device, &dir, options, &why);
+                return Self::fall_back(device, dir, options, &why);
             }
         }
         match Self::open_by(dir, options, device.gpu().is_some(), |graph, options| {
             device.session(graph, options)
         }) {
             Err(why)
-                if device.may_leave_to_cpu() && device.gpu().is_some() && why.is_for_another_device() =>
+                if device.may_leave_to_cpu()
+                    && device.gpu().is_some()
+                    && why.is_for_another_device()
+                    // A CPU cannot run these, so the reason is what helps.
+                    && Manifest::read(dir)?.dtype != Dtype::Bfloat16 =>
             {
                 Self::fall_back(device, dir, options, &why)
             }
@@ -110,7 +113,7 @@ impl Model {
         session: impl FnOnce(&Graph, SessionOptions) -> Result<Session, DeviceError>,
     ) -> Result<Self, ModelError> {
         let mut manifest = Manifest::read(dir)?;
-        // ONNX Runtime computes float16 on a CPU, by way of single precision where it must.
+        // ONNX Runtime's CPU provider has no bfloat16 kernels. float16 works: it is converted to float32 where needed.
         if manifest.dtype == Dtype::Bfloat16 && !on_gpu {
             return Err(ModelError::Dtype { dir: dir.into(), dtype: manifest.dtype });
         }
@@ -162,21 +165,21 @@ impl Model {
         self.cache
     }
 
-    /// Whether a token's logits have the same bits in whatever passes the sequence is fed, and on any number of threads. So
-    /// on a CPU, where all products and attention are computed by [eka's operators](crate::device::operators).
+    /// Whether a token's logits have the same bits however the sequence is split into passes, and with any number of threads. True
+    /// only on a CPU, when [eka's operators](crate::device::operators) compute all matrix products and attention.
     #[must_use]
     pub fn is_row_invariant(&self) -> bool {
         self.is_row_invariant
     }
 
-    /// Whether a pass may be over several sequences, each with the bits that it has in passes by itself. So where the model is
+    /// Whether a pass may compute several sequences, each with the same bits as by itself. True if the model is
     /// [row-invariant](Self::is_row_invariant), and positions are rotary or absent.
     #[must_use]
     pub fn takes_sequences(&self) -> bool {
         self.takes_sequences && matches!(self.manifest.graph.lengths, Lengths::Separate { .. })
     }
 
-    /// The adapters that change what the head reads, and the head's number.
+    /// The adapter inputs, and the index of the head among the products that take adapters.
     pub(super) fn head_adapters(&self) -> Option<(&AdapterSlot, usize)> {
         let (adapters, hidden) = self.adapters.as_ref().zip(self.hidden.as_ref())?;
         Some((adapters, adapters.node(&hidden.head)?.0))
@@ -208,6 +211,7 @@ impl Model {
     /// It is smaller for a graph that returns the logits of every token, which would fill memory with unused logits.
     #[must_use]
     pub fn widest_pass(&self, chunk: usize) -> usize {
+        /// 64 MiB in float32.
         const MAX_LOGITS: usize = 16 << 20;
         match self.rows() {
             LogitPositions::Chosen | LogitPositions::Last => chunk,

@@ -40,7 +40,7 @@ use crate::{
     text::{RenderRequest, TemplateFault, Text, TextError},
 };
 
-/// At one quantum each, the last one waits a few seconds at worst.
+/// The queue is short: each task may run for one quantum (see `pool`) before the next, so the last one waits a few seconds.
 const CONSTRAINTS: TaskKind = TaskKind { name: "constraint", max_waiting: 64 };
 
 /// One per connection of a default server. Each is rendered in less than a millisecond.
@@ -58,7 +58,7 @@ struct Inner {
 }
 
 impl Sandbox {
-    /// Starts no child yet.
+    /// Makes the pools of child processes, which `command` starts. The first child starts with the first task.
     #[must_use]
     pub fn new(command: ChildProgram, metrics: Arc<Metrics>) -> Self {
         let pool = |kind| Pool::new(kind, command.clone(), Arc::clone(&metrics));
@@ -154,6 +154,9 @@ fn template_limit(limit: Limit) -> TextError {
 
 fn unexpected(answer: &Answer) -> SandboxError {
     SandboxError::Unavailable {
-        reason: format!("unexpected answer from the sandbox process: {}", answer.kind()),
+        reason: format!(
+            "unexpected answer from the sandbox process: {}; restart the server, and report this if it happens again",
+            answer.kind()
+        ),
     }
 }

@@ -111,11 +111,13 @@ async fn a_completion_that_cannot_be_is_refused_with_the_field() {
         ("logit_bias", json!([[1, 2, 3]]), "invalid_value"),
         ("prompt", json!([]), "empty_prompt"),
         ("n_cmpl", json!(0), "invalid_value"),
+        ("t_max_predict_ms", json!(1 << 40), "invalid_value"),
     ] {
         let mut body = json!({ "prompt": "Please" });
         body[field] = value;
         let (status, answer) = server.ask(COMPLETION, &body).await;
         assert_eq!((status, &answer["error"]["code"]), (400, &json!(code)), "{field}: {answer}");
+        assert!(answer["error"]["param"].as_str().unwrap().starts_with(field), "{field}: {answer}");
     }
     let long = "hello ".repeat(2_000);
     let (status, answer) = server.ask(COMPLETION, &json!({ "prompt": long })).await;

@@ -122,10 +122,10 @@ fn a_session_with_edits_commands_and_exit() {
     terminal.asks("/clear", "turns removed");
     terminal.asks("/frobnicate", "unknown command /frobnicate");
     terminal.asks("/set temperature hot", "temperature is \"hot\": expected a number, 0 or more");
-    terminal.asks("/set max_new_tokens 3", "from the next prompt on");
+    terminal.asks("/set max_new_tokens 3", "takes effect with the next prompt");
     terminal.asks("/set", "max_new_tokens      3");
     terminal.asks(&answers[1].prompt, "stopped after 3 tokens");
-    terminal.asks("/set max_new_tokens none", "from the next prompt on");
+    terminal.asks("/set max_new_tokens none", "takes effect with the next prompt");
     terminal.asks("/clear", "turns removed");
     // Ctrl-C clears the typed text and does not quit.
     terminal.types(&format!("nonsense{CTRL_C}"));

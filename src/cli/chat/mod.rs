@@ -64,7 +64,7 @@ pub(super) async fn run(model: &mut LocalModel, args: &Args) -> anyhow::Result<E
 /// State of a chat.
 struct ChatSession<'a> {
     model: &'a mut LocalModel,
-    wanted: SamplingArgs,
+    sampling: SamplingArgs,
     conversation: Conversation,
     /// Prompts are turns of a conversation, not plain text to continue.
     is_conversation: bool,
@@ -76,7 +76,7 @@ impl<'a> ChatSession<'a> {
         Self {
             is_conversation: model.text.card().has_chat_template && !args.raw,
             model,
-            wanted: args.wanted.clone(),
+            sampling: args.wanted.clone(),
             conversation: Conversation::new(args.system.clone()),
             last: None,
         }
@@ -108,11 +108,11 @@ impl<'a> ChatSession<'a> {
             }
             Command::System(Some(text)) => {
                 self.conversation.system = Some(text.to_owned()).filter(|text| text != "none");
-                note("from the next prompt on");
+                note("takes effect with the next prompt");
             }
-            Command::Show => show(&self.wanted.lines().join("\n"))?,
-            Command::Set(name, value) => match self.wanted.set(name, value) {
-                Ok(()) => note("from the next prompt on"),
+            Command::Show => show(&self.sampling.lines().join("\n"))?,
+            Command::Set(name, value) => match self.sampling.set(name, value) {
+                Ok(()) => note("takes effect with the next prompt"),
                 Err(why) => problem(why),
             },
             Command::Stats => show(&self.stats())?,
@@ -141,7 +141,7 @@ impl<'a> ChatSession<'a> {
         let cancel = CancellationToken::new();
         let mut stream = StdoutStream::for_reading();
         let generation =
-            self.model.generate((prompt, max_new), &self.wanted, &cancel, |text| stream.write(text));
+            self.model.generate((prompt, max_new), &self.sampling, &cancel, |text| stream.write(text));
         let (answer, _) = interruptible(generation, &cancel).await;
         let _ = stream.finish().and_then(|()| stream.write("\n"));
         let answer = answer?;
@@ -162,10 +162,10 @@ impl<'a> ChatSession<'a> {
     /// The prompt's tokens, and the most tokens of the answer.
     fn prompt(&mut self, asked: &str) -> anyhow::Result<(Vec<u32>, usize)> {
         let context = self.model.context;
-        let wanted = self.wanted.max_new_tokens.or(self.model.default_max_new).unwrap_or(context);
+        let max_new_tokens = self.sampling.max_new_tokens.or(self.model.default_max_new).unwrap_or(context);
         let prompt = if self.is_conversation {
             // Old turns are dropped to leave room for the answer.
-            let max = context - wanted.min(context / 4);
+            let max = context - max_new_tokens.min(context / 4);
             let NextPrompt { prompt, left_out } = self.conversation.next(&self.model.text, asked, max)?;
             if left_out > 0 && prompt.len() < context {
                 self.conversation.leave_out(left_out);
@@ -180,7 +180,7 @@ impl<'a> ChatSession<'a> {
             room > 0,
             "the prompt has {tokens} tokens and fills the context length of {context}; shorten the prompt"
         );
-        Ok((prompt, wanted.min(room)))
+        Ok((prompt, max_new_tokens.min(room)))
     }
 
     fn stats(&self) -> String {
@@ -188,7 +188,7 @@ impl<'a> ChatSession<'a> {
         let used = answer.usage.prompt_tokens + answer.usage.completion_tokens;
         let context = self.model.context;
         let turns = self.conversation.len();
-        format!("{}\n{used} of {context} tokens of context, turns kept: {turns}", answer.summary())
+        format!("{}\ncontext: {used} of {context} tokens, turns kept: {turns}", answer.summary())
     }
 }
 

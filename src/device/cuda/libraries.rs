@@ -24,13 +24,13 @@ const NEEDED: [&str; 4] = ["libcudart.so", "libcublasLt.so", "libcublas.so", "li
 /// # Errors
 /// [`NoCuda::NoDependency`] for a missing library, [`NoCuda::BadDependency`] for one that cannot be loaded.
 pub(in crate::device) fn preload(directory: &Path) -> Result<(), NoCuda> {
-    // All are located before any is loaded: a missing one would waste reading half a gigabyte.
+    // All are located first: otherwise half a gigabyte is loaded before a missing library is noticed.
     let needed = NEEDED.map(|name| {
         newest(directory, name)
             .ok_or_else(|| NoCuda::NoDependency { name: name.into(), dir: directory.into() })
     });
     let needed = needed.into_iter().collect::<Result<Vec<_>, _>>()?;
-    needed.into_iter().try_for_each(|path| match load_for_all(&path) {
+    needed.into_iter().try_for_each(|path| match load_globally(&path) {
         Ok(()) => Ok(()),
         Err(reason) => Err(NoCuda::BadDependency { path, reason }),
     })
@@ -38,9 +38,11 @@ pub(in crate::device) fn preload(directory: &Path) -> Result<(), NoCuda> {
 
 /// `libcublas.so.13` for `libcublas.so`, and of several the newest.
 fn newest(directory: &Path, name: &str) -> Option<PathBuf> {
-    let is_it = |file: &str| {
-        file.strip_prefix(name).is_some_and(|version| version.is_empty() || version.starts_with('.'))
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_version = |version: &str| {
+        version.is_empty() || version.strip_prefix('.').is_some_and(|parts| parts.split('.').all(is_number))
     };
+    let is_it = |file: &str| file.strip_prefix(name).is_some_and(is_version);
     let files = fs::read_dir(directory).ok()?.filter_map(Result::ok).filter_map(|entry| {
         let file = entry.file_name().into_string().ok()?;
         is_it(&file).then(|| (numbers(&file), entry.path()))
@@ -50,7 +52,7 @@ fn newest(directory: &Path, name: &str) -> Option<PathBuf> {
 
 /// Loads a library so that libraries that are loaded later find its functions.
 #[cfg(unix)]
-fn load_for_all(path: &Path) -> Result<(), String> {
+fn load_globally(path: &Path) -> Result<(), String> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
     // SAFETY: it is in the directory of ONNX Runtime's library, and is trusted in the same way, so its initializers may run.
@@ -60,7 +62,7 @@ fn load_for_all(path: &Path) -> Result<(), String> {
 }
 
 #[cfg(not(unix))]
-fn load_for_all(path: &Path) -> Result<(), String> {
+fn load_globally(path: &Path) -> Result<(), String> {
     // SAFETY: as on other systems.
     let library = unsafe { libloading::Library::new(path) };
     library.map(std::mem::forget).map_err(|e| reason(&e))

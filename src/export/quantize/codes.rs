@@ -1,12 +1,12 @@
 //! Codes of weights, and how they are packed.
 
-/// The code of zero.
+/// Which code stands for zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ZeroPoints {
     /// The middle code: symmetric quantization.
     #[default]
     Middle,
-    /// Where it suits each block, stored beside the scale: asymmetric quantization.
+    /// One for each block, stored with the scale: asymmetric quantization.
     PerBlock,
 }
 

@@ -13,7 +13,7 @@ use crate::export::{
     stored_type::{SCALE_BLOCK, StoredType},
 };
 
-/// How weights are packed.
+/// Parameters of the quantization in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::export) struct Quantizer {
     pub bits: Bits,
@@ -26,23 +26,23 @@ pub(in crate::export) struct Quantizer {
     pub has_offsets: bool,
 }
 
-/// How the range of a block is chosen.
+/// How the scale of a block is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rounding {
-    /// For the least squared error.
+    /// With the least squared error.
     #[default]
     LeastError,
-    /// So that the greatest weights just fit: only there to measure what the other gains.
+    /// The extreme weights get the extreme codes. Only a baseline for measurements.
     Plain,
 }
 
 /// The output of a quantized row.
 pub(in crate::export) struct PackedRow<'a> {
-    /// Padded to whole blocks or not.
+    /// May end after the last code of the row, or after its last block.
     pub codes: &'a mut [u8],
     /// One for each block.
     pub scales: &'a mut [f32],
-    /// One a block, packed as codes are, in whole bytes; empty when all are in the middle.
+    /// One for each block, packed as codes are, in whole bytes; empty when all are in the middle.
     pub zero_points: &'a mut [u8],
     /// One for each block; empty without offsets.
     pub offsets: &'a mut [f32],
@@ -114,7 +114,8 @@ impl Quantizer {
         Self { zero_points: ZeroPoints::Middle, has_offsets: true, ..self }
     }
 
-    /// How many of its blocks a group of `size` numbers of `bits` bits around the middle is, if whole ones.
+    /// Number of blocks in a group of `size` codes of another format with `bits` bits around the middle; `None` unless the group is a
+    /// whole number of blocks of the same kind.
     pub(in crate::export) fn blocks_of_group(self, bits: u32, size: usize) -> Option<usize> {
         let is_same = matches!((self.bits, bits), (Bits::Four, 4) | (Bits::Eight, 8));
         let is_whole = self.zero_points == ZeroPoints::Middle

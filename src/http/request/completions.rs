@@ -7,7 +7,7 @@ use super::{
         max_tokens_or_none,
     },
     infill,
-    prompt::{MAX_PROMPTS, Prompt, prompts},
+    prompt::{Prompt, check_answers, prompts},
     schema::{Modify, boolean, integer, shape, string},
     token_details::TokenFields,
 };
@@ -91,15 +91,8 @@ impl CompletionRequest {
     }
 
     fn check_sequences(&self) -> Result<(), FieldError> {
-        let (prompts, choices) = (self.prompt.len(), self.choices());
-        if prompts * choices > MAX_PROMPTS {
-            let message = format!(
-                "is {choices}, with {prompts} prompts: {} answers, at most {MAX_PROMPTS}; send fewer prompts in a request",
-                prompts * choices
-            );
-            return Err(FieldError::value(if self.best_of.is_some() { "best_of" } else { "n" }, message));
-        }
-        Ok(())
+        let field = if self.best_of.is_some() { "best_of" } else { "n" };
+        check_answers(field, self.prompt.len(), self.choices())
     }
 
     fn check_best_of(&self) -> Result<(), FieldError> {

@@ -419,7 +419,7 @@ fn check_min_tokens(
 }
 
 /// Checks a time in milliseconds against the server's limit.
-fn within(name: &str, found: Option<u64>, max: Duration) -> Result<Option<Duration>, FieldError> {
+pub(super) fn within(name: &str, found: Option<u64>, max: Duration) -> Result<Option<Duration>, FieldError> {
     let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX).max(1);
     match found {
         Some(found) if found > max_ms => {

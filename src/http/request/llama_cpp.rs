@@ -5,11 +5,12 @@
 use super::{
     compat,
     generation::{
-        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices, max_tokens_or_none,
+        GenerateParams, GenerateRequest, Generation, RequestContext, RouteParams, choices,
+        max_tokens_or_none, within,
     },
     infill,
     llama_cpp_echo::{GenerationSettings, LlamaCppEcho, TokenBias},
-    prompt::{MAX_PROMPTS, Prompt, prompts},
+    prompt::{Prompt, check_answers, prompts},
     schema::{FieldType, Modify, array, boolean, integer, number, object, shape, string, string_list},
     token_details::TokenDetails,
 };
@@ -112,7 +113,9 @@ impl LlamaCppFields {
         // llama-server's names count if both are sent.
         sampling.repetition_penalty = self.repeat_penalty.or(sampling.repetition_penalty);
         sampling.typical_p = self.typ_p.unwrap_or(sampling.typical_p);
-        generation.max_time_ms = generation.max_time_ms.or(self.t_max_predict_ms.filter(|ms| *ms > 0));
+        let time = self.t_max_predict_ms.filter(|ms| *ms > 0);
+        within("t_max_predict_ms", time, context.deadlines.total)?;
+        generation.max_time_ms = generation.max_time_ms.or(time);
         let (ignore_eos, stream) = (generation.ignore_eos, generation.stream);
         let asked = n_predict.or(max_tokens);
         let prompt_only = asked == Some(Tokens(0));
@@ -151,12 +154,7 @@ impl LlamaCppFields {
 
 impl GenerateRequest for LlamaCompletionRequest {
     fn resolve(self, context: &RequestContext<'_>) -> Result<GenerateParams, FieldError> {
-        let answers = self.prompt.len() * self.n_cmpl;
-        if answers > MAX_PROMPTS {
-            let message =
-                format!("gives {answers} answers, at most {MAX_PROMPTS}; send fewer prompts in a request");
-            return Err(FieldError::value("n_cmpl", message));
-        }
+        check_answers("n_cmpl", self.prompt.len(), self.n_cmpl)?;
         self.fields.resolve(self.prompt, self.n_cmpl, context)
     }
 }

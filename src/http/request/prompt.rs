@@ -64,7 +64,19 @@ impl Prompt {
 }
 
 /// Most prompts of one request.
-pub(super) const MAX_PROMPTS: usize = 64;
+const MAX_PROMPTS: usize = 64;
+
+/// Checks the number of answers of a request: `choices`, from `field`, for each of its prompts.
+pub(super) fn check_answers(field: &str, prompts: usize, choices: usize) -> Result<(), FieldError> {
+    let answers = prompts * choices;
+    if answers <= MAX_PROMPTS {
+        return Ok(());
+    }
+    let message = format!(
+        "is {choices}, with {prompts} prompts: {answers} answers, at most {MAX_PROMPTS}; send fewer prompts in a request"
+    );
+    Err(FieldError::value(field, message))
+}
 
 /// OpenAI's `prompt` of completions: one prompt, or an array of them.
 pub(crate) fn prompts() -> impl FieldType<Value = Vec<Prompt>> {
