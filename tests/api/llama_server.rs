@@ -111,7 +111,7 @@ async fn a_completion_that_cannot_be_is_refused_with_the_field() {
         ("logit_bias", json!([[1, 2, 3]]), "invalid_value"),
         ("prompt", json!([]), "empty_prompt"),
         ("n_cmpl", json!(0), "invalid_value"),
-        ("t_max_predict_ms", json!(1 << 40), "invalid_value"),
+        ("t_max_predict_ms", json!(1_u64 << 40), "invalid_value"),
     ] {
         let mut body = json!({ "prompt": "Please" });
         body[field] = value;
