@@ -79,7 +79,7 @@ impl WrittenPieces {
     }
 }
 
-/// A checksum, if its complement follows: zeros are no entry.
+/// A checksum, if its complement follows; `None` for zeros and for half an entry.
 fn decode(&[a, b, c, d, e, f, g, h]: &[u8; ENTRY]) -> Option<u32> {
     let checksum = u32::from_le_bytes([a, b, c, d]);
     (u32::from_le_bytes([e, f, g, h]) == !checksum).then_some(checksum)
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_entry_is_none() {
+    fn zeros_and_half_an_entry_are_not_read() {
         assert_eq!(decode(&[1, 2, 3, 4, 0, 0, 0, 0]), None);
         assert_eq!(decode(&[0; ENTRY]), None);
     }
